@@ -1,0 +1,55 @@
+"""Fixtures shared by the tests. None of them downloads anything."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """The tests run in two processes already; more threads only make them fight for the cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that would reach for the Hub fails at once instead of hanging, wherever it runs."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def cat_photo() -> np.ndarray:
+    """(300, 451, 3) uint8 RGB: scikit-image's cat, part of its package."""
+    from skimage import data
+
+    return data.chelsea()
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test runs in an empty folder, so that nothing of the source tree is found by accident."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model of the embedded model's structure and of random weights, which knows "cat", "dog" and "zebra"."""
+    import torch
+    from miniatures import CLIP_DIM, mobile_miniature
+
+    from textsam.small_clip import SmallCropEncoder, SmallTextEncoder
+    from textsam.vocabulary import Vocabulary
+
+    folder = tmp_path_factory.mktemp("tiny")
+    mobile_miniature().save_pretrained(folder)
+    torch.manual_seed(0)
+    words = Vocabulary(["cat", "dog", "zebra"])
+    SmallTextEncoder(words, num_buckets=64, width=16, mlp_dim=16, embed_dim=CLIP_DIM).save_pretrained(
+        folder / "text_encoder"
+    )
+    SmallCropEncoder(embed_dim=CLIP_DIM).save_pretrained(folder / "crop_encoder")
+    return folder

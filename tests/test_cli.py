@@ -1,0 +1,310 @@
+"""The command line, with a small random model on disk: what it writes, what it skips, how it fails."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+import textsam
+from textsam.cli import app
+from textsam.cli_options import parse_boxes, parse_names, parse_points
+from textsam.rle import decode_mask
+from textsam.runs import output_names, run_images
+
+
+@pytest.fixture
+def photo(in_tmp: Path, cat_photo: np.ndarray) -> Path:
+    path = in_tmp / "cat.png"
+    Image.fromarray(cat_photo[::2, ::2]).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(in_tmp: Path, cat_photo: np.ndarray) -> Path:
+    """Three good pictures, and one that is cut off."""
+    folder = in_tmp / "photos"
+    folder.mkdir()
+    for i, name in enumerate(("a.png", "b.jpg", "c.png")):
+        Image.fromarray(cat_photo[i * 50 : i * 50 + 90, :120]).save(folder / name)
+    (folder / "broken.jpg").write_bytes((folder / "b.jpg").read_bytes()[:700])
+    return folder
+
+
+@pytest.fixture
+def run(tiny_folder: Path) -> Callable[..., Result]:
+    def invoke(command: str, *arguments: object) -> Result:
+        words = [command, *map(str, arguments), "--model", str(tiny_folder), "--device", "cpu"]
+        return CliRunner().invoke(app, words)
+
+    return invoke
+
+
+def annotations(out: Path) -> dict:
+    return json.loads((out / "annotations.json").read_text())
+
+
+def masks_of(document: dict) -> np.ndarray:
+    return np.stack([decode_mask(annotation["segmentation"]) for annotation in document["annotations"]])
+
+
+def test_geometry_gives_the_predictor_s_masks(run: Callable, photo: Path, tiny_folder: Path) -> None:
+    result = run("segment", photo, "--box", "10,10,120,100", "--box", "50,40,200,140", "--out", "result")
+    assert result.exit_code == 0, result.output
+    out = Path("result")
+    document = annotations(out)
+    expected = textsam.load(tiny_folder, device="cpu").predict(photo, boxes=[[10, 10, 120, 100], [50, 40, 200, 140]])
+    np.testing.assert_array_equal(masks_of(document), expected.mask)
+    scores = [annotation["score"] for annotation in document["annotations"]]
+    np.testing.assert_allclose(scores, expected.confidence, atol=1e-6)
+    assert document["images"] == [{"id": 1, "file_name": "cat.png", "width": 226, "height": 150}]
+    assert document["categories"] == [{"id": 1, "name": "object"}]
+    stored = np.stack([np.asarray(Image.open(path)) for path in sorted((out / "masks" / "cat").iterdir())])
+    np.testing.assert_array_equal(stored, expected.mask * 255)
+    with Image.open(out / "overlays" / "cat.png") as overlay:
+        assert overlay.size == (226, 150)
+    assert "2 objects in 1 picture" in result.output
+
+
+def test_points_labels_and_mask(run: Callable, photo: Path, tiny_folder: Path) -> None:
+    rough = np.zeros((150, 226), np.uint8)
+    rough[40:100, 60:160] = 255
+    Image.fromarray(rough).save("rough.png")
+    arguments = ["--point", "100,70", "--point", "5,5,0", "--mask", "rough.png", "--multimask"]
+    assert run("segment", photo, *arguments).exit_code == 0
+    expected = textsam.load(tiny_folder, device="cpu").predict(
+        photo, points=[[100, 70], [5, 5]], point_labels=[1, 0], mask_input=rough > 0, multimask_output=True
+    )
+    assert len(expected) == 3
+    np.testing.assert_array_equal(masks_of(annotations(Path("out"))), expected.mask)
+
+
+def test_words(run: Callable, photo: Path, tiny_folder: Path) -> None:
+    arguments = ["--text", "cat,dog", "--text", "cat", "--negative-text", "zebra", "--max-instances", "2"]
+    result = run("segment", photo, *arguments, "--threshold", "0")
+    assert result.exit_code == 0, result.output
+    expected = textsam.load(tiny_folder, device="cpu").predict(
+        photo, text=["cat", "dog"], negative_text=["zebra"], max_instances=2, threshold=0.0
+    )
+    document = annotations(Path("out"))
+    assert [category["name"] for category in document["categories"]] == ["cat", "dog"]
+    names = [document["categories"][a["category_id"] - 1]["name"] for a in document["annotations"]]
+    assert names == list(expected.data["class_name"])
+    assert len(names) > 0
+    np.testing.assert_array_equal(masks_of(document), expected.mask)
+    assert all(0 <= annotation["presence"] <= 1 for annotation in document["annotations"])
+
+
+def test_generate(run: Callable, photo: Path, tiny_folder: Path) -> None:
+    options = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    arguments = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    result = run("generate", photo, *arguments)
+    assert result.exit_code == 0, result.output
+    expected = textsam.load(tiny_folder, device="cpu").generate(photo, **options)
+    assert len(expected) > 0
+    np.testing.assert_array_equal(masks_of(annotations(Path("out"))), expected.mask)
+
+
+def test_generate_has_all_options_of_the_library() -> None:
+    from dataclasses import fields
+
+    from textsam.automatic import AutomaticOptions
+
+    command = get_command(app).commands["generate"]
+    defaults = {parameter.name: parameter.default for parameter in command.params}
+    for field in fields(AutomaticOptions):
+        assert defaults[field.name] == pytest.approx(field.default), field.name
+
+
+def test_folder_goes_on_after_a_broken_file(run: Callable, folder: Path) -> None:
+    result = run("segment", folder, "--box", "10,10,60,60", "--out", "result")
+    assert result.exit_code == 1
+    assert "3 pictures, 1 failed" in result.stdout
+    assert result.stderr.count("\n") == 1
+    assert "broken.jpg" in result.stderr
+    assert "truncated" in result.stderr
+    document = annotations(Path("result"))
+    assert [image["file_name"] for image in document["images"]] == ["a.png", "b.jpg", "c.png"]
+    assert [annotation["image_id"] for annotation in document["annotations"]] == [1, 2, 3]
+    assert not list(Path("result").rglob("*broken*"))
+    assert not list(Path("result").rglob(".*"))  # no temporary file is left
+
+
+def test_folder_resumes(run: Callable, folder: Path) -> None:
+    arguments = ["segment", folder, "--box", "10,10,60,60", "--out", "result"]
+    run(*arguments)
+    first = annotations(Path("result"))
+    times = {path: path.stat().st_mtime_ns for path in Path("result/overlays").iterdir()}
+    (folder / "broken.jpg").write_bytes((folder / "b.jpg").read_bytes())
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert "4 pictures, 3 done before" in result.stdout
+    assert len(annotations(Path("result"))["annotations"]) == 4
+    for path, time in times.items():
+        assert path.stat().st_mtime_ns == time
+    # Other settings, a changed picture, a lost output, or --overwrite: done again.
+    assert "done before" not in run(*arguments[:3], "20,20,60,60", "--out", "result").stdout
+    run(*arguments)
+    Image.new("RGB", (80, 80)).save(folder / "a.png")
+    assert "3 done before" in run(*arguments).stdout
+    Path("result/overlays/b.png").unlink()
+    assert "3 done before" in run(*arguments).stdout
+    Path("result/records/c.json").write_text('{"half')
+    assert "3 done before" in run(*arguments).stdout
+    assert "done before" not in run(*arguments, "--overwrite").stdout
+    assert first["annotations"][1]["segmentation"] == annotations(Path("result"))["annotations"][1]["segmentation"]
+
+
+def test_interrupted_run_resumes(folder: Path) -> None:
+    import supervision as sv
+
+    done: list[tuple] = []
+
+    def segment(image: np.ndarray) -> sv.Detections:
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(image.shape)
+        mask = np.ones((1, *image.shape[:2]), bool)
+        return sv.Detections(xyxy=sv.mask_to_xyxy(mask).astype(np.float32), mask=mask)
+
+    paths = [folder / "a.png", folder / "c.png"]
+    with pytest.raises(KeyboardInterrupt):
+        run_images(paths, Path("result"), segment, settings={})
+    assert not Path("result/annotations.json").exists()
+    done.append(())
+    summary = run_images(paths, Path("result"), segment, settings={})
+    assert (summary.skipped, summary.done) == (1, 1)
+    assert len(done) == 3
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])
+def test_dataset_formats(kind: str, run: Callable, photo: Path) -> None:
+    import supervision as sv
+
+    assert run("segment", photo, "--text", "cat", "--box", "10,10,120,100", "--format", kind).exit_code == 0
+    images, dataset = "out/dataset/images", Path("out/dataset")
+    loaded = {
+        "coco": lambda: sv.DetectionDataset.from_coco(images, str(dataset / "annotations.json")),
+        "yolo": lambda: sv.DetectionDataset.from_yolo(images, str(dataset / "labels"), str(dataset / "data.yaml")),
+        "voc": lambda: sv.DetectionDataset.from_pascal_voc(images, str(dataset / "annotations")),
+    }[kind]()
+    assert loaded.classes == ["cat"]
+    assert [Path(path).name for path in loaded.image_paths] == ["cat.png"]
+
+
+BAD_USAGE = {
+    "nothing asked": ([], "say what to segment"),
+    "empty text": (["--text", "cat,,dog"], "empty text"),
+    "unknown word": (["--text", "dgo"], "dgo"),
+    "point without y": (["--point", "12"], "expected x,y"),
+    "point of words": (["--point", "left,top"], "expected x,y"),
+    "point label": (["--point", "1,2,3"], "1 (object) or 0"),
+    "short box": (["--box", "1,2,3"], "expected x1,y1,x2,y2"),
+    "points with boxes": (["--point", "1,2", "--box", "1,2,3,4", "--box", "1,2,3,4"], "one object"),
+    "mask with boxes": (["--mask", "m.png", "--box", "1,2,3,4", "--box", "1,2,3,4"], "one mask"),
+    "multimask of words": (["--text", "cat", "--multimask"], "--multimask"),
+    "threshold": (["--text", "cat", "--threshold", "2"], "--threshold"),
+    "format": (["--text", "cat", "--format", "pdf"], "pdf"),
+    "dtype": (["--text", "cat", "--dtype", "int3"], "int3"),
+}
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("case", BAD_USAGE)
+def test_bad_usage_is_exit_code_2(case: str, run: Callable, photo: Path) -> None:
+    arguments, message = BAD_USAGE[case]
+    result = run("segment", photo, *arguments)
+    assert result.exit_code == 2
+    assert message in flat(result.stderr)
+    assert not Path("out").exists()
+
+
+FAILURES = {
+    "box outside": (["--box", "500,500,900,900"], "cat.png"),
+    "box inverted": (["--box", "50,50,10,10"], "cat.png"),
+    "box nan": (["--box", "nan,50,60,70"], "cat.png"),
+    "mask missing": (["--mask", "nothing.png"], "nothing.png"),
+    "mask of another size": (["--mask", "small.png"], "cat.png"),
+    "mask not an array": (["--mask", "text.npy"], "text.npy"),
+    "no such device": (["--box", "1,1,9,9", "--device", "abacus"], "abacus"),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_failure_is_exit_code_1_and_one_line(case: str, run: Callable, photo: Path, tiny_folder: Path) -> None:
+    Image.new("L", (4, 4), 255).save("small.png")
+    Path("text.npy").write_text("hello")
+    arguments, message = FAILURES[case]
+    words = ["segment", str(photo), "--model", str(tiny_folder), "--device", "cpu", *arguments]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("textsam: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+
+
+def test_unknown_model_and_missing_picture(photo: Path) -> None:
+    result = CliRunner().invoke(app, ["segment", str(photo), "--text", "cat", "--model", "sam-huge"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("textsam: There is no model 'sam-huge'")
+    result = CliRunner().invoke(app, ["segment", "nothing.jpg", "--text", "cat"])
+    assert result.exit_code == 2
+    assert "no file or folder nothing.jpg" in flat(result.stderr)
+    Path("empty").mkdir()
+    result = CliRunner().invoke(app, ["generate", "empty"])
+    assert result.exit_code == 1
+    assert "No pictures in empty" in result.stderr
+
+
+def test_as_a_program(photo: Path, tiny_folder: Path) -> None:
+    """Through the entry point: nothing on stderr when all is well, no traceback when not."""
+    base = [sys.executable, "-m", "textsam", "segment", str(photo), "--model", str(tiny_folder), "--device", "cpu"]
+    good = subprocess.run([*base, "--point", "100,70"], capture_output=True, text=True)
+    assert (good.returncode, good.stderr) == (0, "")
+    bad = subprocess.run([*base, "--point", "100,7000"], capture_output=True, text=True)
+    assert bad.returncode == 1
+    assert bad.stderr.count("\n") == 1
+    assert "Traceback" not in bad.stderr
+    version = subprocess.run([sys.executable, "-m", "textsam", "--version"], capture_output=True, text=True)
+    assert version.stdout.strip() == textsam.__version__
+
+
+def test_info(tiny_folder: Path) -> None:
+    (tiny_folder / "README.md").write_text("---\nlicense: x\n---\n# A card of its own\n")
+    result = CliRunner().invoke(app, ["info", "--model", str(tiny_folder)])
+    assert result.exit_code == 0, result.output
+    for part in (textsam.__version__, "torch", "cpu", "mobile, 128 px", "A card of its own"):
+        assert part in result.output
+    assert "license: x" not in result.output
+
+
+def test_evaluate(run: Callable, folder: Path) -> None:
+    assert run("segment", folder / "a.png", "--text", "cat", "--box", "5,5,90,80", "--format", "coco").exit_code == 0
+    result = run("evaluate", "out/dataset/annotations.json", "--prompts", "box", "--out", "scores")
+    assert result.exit_code == 0, result.output
+    assert json.loads(Path("scores/scores.json").read_text())
+    result = run("evaluate", "nothing.json")
+    assert result.exit_code == 1
+    assert "nothing.json" in result.stderr
+
+
+def test_output_names() -> None:
+    paths = [Path(name) for name in ("a.png", "a.jpg", "b.png", "a_jpg.png", "B.jpg")]
+    assert output_names(paths) == ["a_png", "a_jpg", "b", "a_jpg_", "B_"]
+
+
+def test_parsers() -> None:
+    assert parse_names([" cat , red bus", "cat"], "--text") == ["cat", "red bus"]
+    assert parse_names(None, "--text") == []
+    assert parse_points(["1,2", "3.5,4,0", "5,6,1"]) == ([[1, 2], [3.5, 4], [5, 6]], [1, 0, 1])
+    assert parse_boxes(["1,2,3,4.5"]) == [[1, 2, 3, 4.5]]
+    assert parse_boxes(None) == []

@@ -1,0 +1,132 @@
+"""Files import only from files above them in this list; the package itself stays light, the network pure."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "textsam"
+
+LAYERS = """
+modeling.layers
+modeling.structures
+modeling.attention
+modeling.image_encoder
+modeling.mobile_encoder
+modeling.prompt_encoder
+modeling.transformer
+modeling.mask_decoder
+config
+model
+vocabulary
+crops
+clip_towers
+clip
+small_clip
+images
+rle
+transforms
+detections
+prompts
+text_prompting
+geometry_prompting
+questions
+ranking
+automatic
+encoded_image
+answers
+predictor
+conversion
+weights_io
+hub
+adapters
+checkpoints
+export
+dataset_export
+runs
+coco
+metrics
+evaluation_geometry
+evaluation_text
+evaluation_report
+evaluation_sheet
+evaluation
+bench
+info
+demo
+cli_options
+cli_run
+cli
+__main__
+""".split()
+
+# What only the files above the network may know: pictures, suppliers, the screen, the Hub.
+FOREIGN_TO_MODELING = {
+    "PIL",
+    "cv2",
+    "huggingface_hub",
+    "open_clip",
+    "pycocotools",
+    "rich",
+    "supervision",
+    "transformers",
+}
+FOREIGN_TO_MODELING |= {"numpy", "safetensors", "skimage", "timm", "torchvision", "typer"}
+
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+)
+
+
+def imports(module: str) -> set[str]:
+    """Everything that a file imports, at its top, inside functions and for type checking alike."""
+    tree = ast.parse((PACKAGE / (module.replace(".", "/") + ".py")).read_text("utf-8"))
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are written in full"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                is_module = whole.startswith("textsam.") and whole.removeprefix("textsam.") in MODULES
+                found.add(whole if is_module or node.module == "textsam" else str(node.module))
+    return found
+
+
+def test_every_file_has_its_layer() -> None:
+    assert sorted(LAYERS) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module: str) -> None:
+    own = {name.removeprefix("textsam.") for name in imports(module) if name.split(".")[0] == "textsam"}
+    allowed = {*LAYERS[: LAYERS.index(module)], "__version__"}
+    assert own <= allowed, f"{module} imports {sorted(own - allowed)}, which are not below it"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("modeling.")])
+def test_the_network_knows_pytorch_alone(module: str) -> None:
+    assert not {name.split(".")[0] for name in imports(module)} & FOREIGN_TO_MODELING
+
+
+@pytest.mark.parametrize("statement", ["import textsam; dir(textsam)", "import textsam.cli", "import textsam.images"])
+def test_light_imports(statement: str) -> None:
+    heavy = ["torch", "transformers", "supervision", "open_clip", "cv2", "timm", "skimage", "datasets", "gradio"]
+    code = f"import sys; {statement}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names() -> None:
+    import textsam
+
+    for name in textsam.__all__:
+        assert getattr(textsam, name) is not None
+        assert name in dir(textsam)
+    with pytest.raises(AttributeError, match="no attribute 'Textsam'; it offers .*TextSam"):
+        _ = textsam.Textsam

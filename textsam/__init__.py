@@ -1,0 +1,39 @@
+"""TextSAM: words, clicks, boxes and masks to objects in a picture.
+
+`import textsam` is light: the names below are imported when they are first used, so that nobody waits for PyTorch
+to print a help text.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from textsam.checkpoints import load
+    from textsam.clip import CropEncoder, TextEncoder
+    from textsam.config import TextSamConfig
+    from textsam.model import TextSamModel
+    from textsam.predictor import TextSam
+
+__version__ = "0.1.0"
+__all__ = ["CropEncoder", "TextEncoder", "TextSam", "TextSamConfig", "TextSamModel", "__version__", "load"]
+
+_HOME = {
+    "CropEncoder": "textsam.clip",
+    "TextEncoder": "textsam.clip",
+    "TextSam": "textsam.predictor",
+    "TextSamConfig": "textsam.config",
+    "TextSamModel": "textsam.model",
+    "load": "textsam.checkpoints",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'textsam' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value  # the next access is a plain look-up
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

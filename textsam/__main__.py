@@ -1,0 +1,6 @@
+"""`python -m textsam` is the `textsam` command."""
+
+from textsam.cli import main
+
+if __name__ == "__main__":
+    main()

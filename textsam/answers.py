@@ -1,0 +1,164 @@
+"""A question about an encoded photo, answered as `supervision.Detections`: by geometry, by text, or by ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from textsam.detections import to_detections, to_numpy
+from textsam.encoded_image import EncodedImage
+from textsam.geometry_prompting import segment_prompts
+from textsam.model import TextSamModel
+from textsam.prompts import GeometricPrompts
+from textsam.questions import Question
+from textsam.ranking import MaskEmbedder, RankingOptions, rank_proposals
+from textsam.text_prompting import TextPromptOptions, find_instances, similarity_probability
+from textsam.transforms import mask_to_low_res_logits, masks_at_original_size
+
+if TYPE_CHECKING:
+    import supervision as sv
+
+
+def answer_geometry(
+    model: TextSamModel,
+    encoded: EncodedImage,
+    question: Question,
+    prompts: GeometricPrompts,
+    text_embeddings: Tensor | None,
+    options: TextPromptOptions,
+) -> sv.Detections:
+    """One object (with `multimask_output` three masks) for each prompt set, in their order.
+
+    Args:
+        text_embeddings: (1, D) or (N, D); None: the model cannot use the question's texts, which are then mere names.
+    """
+    class_id, names = prompts.class_id, prompts.class_names
+    if question.texts is not None:
+        names = question.texts * (len(prompts) if len(question.texts) == 1 else 1)
+        distinct = list(dict.fromkeys(question.texts))
+        class_id = np.array([distinct.index(name) for name in names], dtype=np.int64)
+    similarity = None
+    if text_embeddings is not None:
+        similarity = similarity_probability(model, encoded.embeddings, encoded.geometry, text_embeddings)
+        text_embeddings = text_embeddings.expand(len(prompts), -1)
+        if similarity is not None:
+            similarity = similarity.expand(len(prompts), -1, -1)
+    masks = segment_prompts(
+        model,
+        encoded.embeddings,
+        encoded.geometry,
+        prompts,
+        text_embeddings=text_embeddings,
+        similarity=similarity,
+        multimask_output=question.multimask_output,
+        ring_weight=options.ring_weight,
+    )
+    index = to_numpy(masks.prompt_index)
+    data = {
+        "predicted_iou": to_numpy(masks.predicted_iou),
+        "stability_score": to_numpy(masks.stability),
+        "prompt_index": index,
+        "mask_index": to_numpy(masks.mask_index),
+    }
+    for name, values in (("presence", masks.presence), ("agreement", masks.agreement)):
+        if values is not None:
+            data[name] = to_numpy(values)
+    if question.return_logits:
+        data["low_res_logits"] = to_numpy(masks.low_res_logits)
+    detections = to_detections(
+        masks_at_original_size(masks.low_res_logits, encoded.geometry),
+        confidence=to_numpy(masks.confidence),
+        class_id=class_id[index],
+        class_names=[names[i] for i in index],
+        data=data,
+    )
+    if question.threshold is None:
+        return detections
+    return detections[detections.confidence >= question.threshold]  # type: ignore[return-value, operator]
+
+
+def answer_text(
+    model: TextSamModel,
+    encoded: EncodedImage,
+    question: Question,
+    text_embeddings: Tensor,
+    negative_embeddings: Tensor | None,
+    options: TextPromptOptions,
+) -> sv.Detections:
+    """Every instance of every text, those of a text together and best first."""
+    found = find_instances(
+        model,
+        encoded.embeddings,
+        encoded.geometry,
+        text_embeddings,
+        negative_embeddings,
+        options,
+        question.max_instances,
+        question.threshold,
+    )
+    queries = to_numpy(found.query_index)
+    data = {
+        "predicted_iou": to_numpy(found.predicted_iou),
+        "stability_score": to_numpy(found.stability),
+        "prompt_index": queries,
+        "mask_index": np.zeros(len(queries), dtype=np.int64),
+        "presence": to_numpy(found.presence),
+        "agreement": to_numpy(found.agreement),
+    }
+    if question.return_logits:
+        data["low_res_logits"] = to_numpy(found.low_res_logits)
+    return to_detections(
+        masks_at_original_size(found.low_res_logits, encoded.geometry),
+        confidence=to_numpy(found.confidence),
+        class_id=queries,
+        class_names=_names(question, queries),
+        data=data,
+    )
+
+
+def answer_by_ranking(
+    encoded: EncodedImage,
+    question: Question,
+    proposals: sv.Detections,
+    crop_encoder: MaskEmbedder,
+    text_embeddings: Tensor,
+    other_embeddings: Tensor,
+    options: RankingOptions,
+) -> sv.Detections:
+    """The automatic masks that CLIP finds most like each text, those of a text together and best first."""
+    ranked = rank_proposals(
+        encoded.pixels,
+        proposals,
+        crop_encoder,
+        text_embeddings,
+        other_embeddings,
+        options,
+        question.max_instances,
+        question.threshold,
+    )
+    masks = proposals.mask[ranked.proposal_index]  # type: ignore[index]
+    data = {
+        "predicted_iou": proposals.data["predicted_iou"][ranked.proposal_index],
+        "stability_score": proposals.data["stability_score"][ranked.proposal_index],
+        "prompt_index": ranked.query_index,
+        "mask_index": np.zeros(len(ranked.query_index), dtype=np.int64),
+        "presence": ranked.presence,
+        "agreement": ranked.agreement,
+    }
+    if question.return_logits:  # proposals keep no logits, since crops and cleaning have no single low-res frame
+        data["low_res_logits"] = mask_to_low_res_logits(masks, encoded.geometry)[:, 0].numpy()
+    return to_detections(
+        masks,
+        confidence=ranked.confidence,
+        class_id=ranked.query_index,
+        class_names=_names(question, ranked.query_index),
+        data=data,
+    )
+
+
+def _names(question: Question, queries: np.ndarray) -> Sequence[str]:
+    texts = question.texts or []
+    return [texts[query] for query in queries]

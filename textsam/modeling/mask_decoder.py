@@ -1,0 +1,115 @@
+"""Image and prompt embeddings to masks.
+
+Source: Kirillov et al. 2023, *Segment Anything*, section 3 and appendix A; the skips are those of Ravi et al. 2024,
+*SAM 2*; the presence token is the idea of Carion et al. 2025, *SAM 3*.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from textsam.modeling.layers import MLP, LayerNorm2d
+from textsam.modeling.structures import ImageEmbeddings, MaskPredictions, PromptEmbeddings
+from textsam.modeling.transformer import TwoWayTransformer, spread
+
+
+class MaskDecoder(nn.Module):
+    """Predicts masks, their quality and, when there is text, whether the named thing is there at all.
+
+    Args:
+        transformer_dim: C.
+        transformer: tokens and image in, tokens and image out.
+        num_multimask_outputs: masks that share out an ambiguous prompt (whole, part, subpart).
+        iou_head_depth, iou_head_hidden_dim: of the MLP that predicts each mask's IoU.
+    """
+
+    def __init__(
+        self,
+        *,
+        transformer_dim: int,
+        transformer: TwoWayTransformer,
+        num_multimask_outputs: int = 3,
+        iou_head_depth: int = 3,
+        iou_head_hidden_dim: int = 256,
+    ) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.num_multimask_outputs = num_multimask_outputs
+        self.num_mask_tokens = num_multimask_outputs + 1
+        self.iou_token = nn.Embedding(1, transformer_dim)
+        self.mask_tokens = nn.Embedding(self.num_mask_tokens, transformer_dim)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(transformer_dim, transformer_dim // 4, 2, 2),
+            LayerNorm2d(transformer_dim // 4),
+            nn.GELU(),
+            nn.ConvTranspose2d(transformer_dim // 4, transformer_dim // 8, 2, 2),
+            nn.GELU(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(transformer_dim, transformer_dim, transformer_dim // 8, 3) for _ in range(self.num_mask_tokens)
+        )
+        self.iou_prediction_head = MLP(transformer_dim, iou_head_hidden_dim, self.num_mask_tokens, iou_head_depth)
+        self.presence_token = nn.Embedding(1, transformer_dim)
+        self.presence_head = MLP(transformer_dim, iou_head_hidden_dim, 1, 3)
+
+    def forward(
+        self,
+        image: ImageEmbeddings,
+        image_pe: Tensor,
+        prompts: PromptEmbeddings,
+        multimask_output: bool | None,
+        image_index: Tensor | None = None,
+    ) -> MaskPredictions:
+        """
+        Args:
+            image: B images.
+            image_pe: (1, C, h, w) position encoding of the grid.
+            prompts: N prompts.
+            multimask_output: True: masks 1..3 of an ambiguous prompt; False: mask 0 alone; None: all.
+            image_index: (N,) int64, the image of each prompt; None when B is 1 or when B is N, in order.
+        Returns:
+            `MaskPredictions` with M = 3, 1 or 4. Without text the tokens are exactly SAM's.
+        """
+        sparse = prompts.sparse_prompt_embeddings
+        count = len(sparse)
+        tokens = self._tokens(sparse, prompts.has_text)
+
+        # A dense prompt of batch 1 is the same for all prompts: the image stays one, and its projections in the
+        # first layer are computed once however many prompts there are.
+        dense = prompts.dense_prompt_embeddings
+        embeddings = image.image_embeddings
+        if len(dense) != 1:
+            embeddings = spread(embeddings, count, image_index)
+        mixed = embeddings + dense
+        h, w = mixed.shape[-2:]
+        tokens, image_tokens = self.transformer(
+            mixed.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), tokens, image_index
+        )
+
+        kept = {True: slice(1, None), False: slice(0, 1), None: slice(None)}[multimask_output]
+        image_map = spread(image_tokens, count, image_index).transpose(1, 2).reshape(count, -1, h, w)
+        upscaled = self._upscale(image_map, image, image_index)
+        mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
+        numbers = range(self.num_mask_tokens)[kept]
+        weights = torch.stack([self.output_hypernetworks_mlps[i](mask_tokens[:, i]) for i in numbers], dim=1)
+        logits = (weights @ upscaled.flatten(2)).unflatten(-1, upscaled.shape[-2:])
+        iou = self.iou_prediction_head(tokens[:, 0])[:, kept]
+        presence = self.presence_head(tokens[:, -1])[:, 0] if prompts.has_text else None
+        return MaskPredictions(logits, iou, presence)
+
+    def _tokens(self, sparse: Tensor, has_text: bool) -> Tensor:
+        """[iou, 4 masks, prompts], and the presence token behind them when there is text: (N, T, C)."""
+        fixed = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(len(sparse), -1, -1)
+        parts = [fixed, sparse.to(fixed.dtype)]
+        if has_text:
+            parts.append(self.presence_token.weight.expand(len(sparse), -1, -1))
+        return torch.cat(parts, dim=1)
+
+    def _upscale(self, image_map: Tensor, image: ImageEmbeddings, image_index: Tensor | None) -> Tensor:
+        """(N, C, h, w) -> (N, C/8, 4h, 4w); an encoder's stride-8 and stride-4 maps are added where it has them."""
+        if image.high_res_features is None:
+            return self.output_upscaling(image_map)
+        up1, norm, act1, up2, act2 = self.output_upscaling
+        stride4, stride8 = (spread(skip, len(image_map), image_index) for skip in image.high_res_features)
+        return act2(up2(act1(norm(up1(image_map) + stride8))) + stride4)

@@ -1,0 +1,50 @@
+"""What flows between the three verbs: encode the image, encode the prompts, decode the masks.
+
+Dimension key: B images, N prompts (objects), T prompt tokens, M masks per prompt, C embedding, D CLIP width,
+h w embedding grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageEmbeddings:
+    """Images after the image encoder; reusable for any number of prompts."""
+
+    image_embeddings: Tensor  # (B, C, h, w)
+    input_size: tuple[int, int]  # (height, width) of the encoder's input, px
+    high_res_features: tuple[Tensor, Tensor] | None = None  # (B, C/8, 4h, 4w) and (B, C/4, 2h, 2w)
+    similarity_features: Tensor | None = None  # (B, E, hc, wc), to compare with projected text
+
+    def select(self, index: int) -> ImageEmbeddings:
+        """The image `index` of the batch, with its batch axis kept."""
+        one = slice(index, index + 1)
+        skips = self.high_res_features
+        return ImageEmbeddings(
+            self.image_embeddings[one],
+            self.input_size,
+            None if skips is None else (skips[0][one], skips[1][one]),
+            None if self.similarity_features is None else self.similarity_features[one],
+        )
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """Prompts after the prompt encoder."""
+
+    sparse_prompt_embeddings: Tensor  # (N, T, C)
+    dense_prompt_embeddings: Tensor  # (N, C, h, w), or (1, C, h, w) when all prompts share it
+    has_text: bool = False
+
+
+@dataclass(frozen=True)
+class MaskPredictions:
+    """Masks of N prompts."""
+
+    low_res_logits: Tensor  # (N, M, 4h, 4w), threshold 0
+    iou_predictions: Tensor  # (N, M), not clipped to [0, 1]
+    presence_logits: Tensor | None = None  # (N,), > 0: the named thing is in the image; None without text

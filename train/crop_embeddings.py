@@ -1,0 +1,63 @@
+"""Embed the crop of every annotated mask, once: the training prompts of the paper's appendix D.5.
+
+    python -m train.crop_embeddings --data DATA --crop-encoder weights/crop_encoder --out crops.safetensors \\
+        voc coco ccp facade pennfudan balloon ecssd
+
+Each mask gets two variants: its square crop at a random 1-2x, as it is and with the pixels outside the mask zeroed.
+Written as (2, D) float16 tensors named "SET/ANNOTATION_ID".
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from safetensors.torch import save_file
+from torch import Tensor
+
+from textsam.coco import load_coco
+from textsam.small_clip import SmallCropEncoder
+
+
+def embed_set(encoder: SmallCropEncoder, folder: Path, per_image: int, seed: int) -> dict[str, Tensor]:
+    """Embeddings of at most `per_image` masks of each picture of `folder/train.json`."""
+    rng = np.random.default_rng(seed)
+    result: dict[str, Tensor] = {}
+    for image in track(load_coco(folder / "train.json"), description=folder.name):
+        order = rng.permutation(len(image.instances))[:per_image]
+        regions = [image.instances[i] for i in order]
+        masks = [region.mask() for region in regions]
+        if not masks:
+            continue
+        pixels = image.read()
+        variants = [
+            encoder.encode(pixels, np.stack(masks), expand=float(rng.uniform(1, 2)), zero_outside=zero)
+            for zero in (False, True)
+        ]
+        for region, pair in zip(regions, torch.stack(variants, dim=1), strict=True):
+            result[f"{folder.name}/{region.id}"] = pair.half().contiguous()
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="+", help="folders in DATA")
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--crop-encoder", required=True)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--per-image", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    encoder = SmallCropEncoder.from_pretrained(args.crop_encoder)
+    table: dict[str, Tensor] = {}
+    for name in args.sets:
+        table.update(embed_set(encoder, args.data / name, args.per_image, args.seed))
+        print(f"{name}: {len(table)} masks so far", flush=True)
+    save_file(table, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""Fit the head of the embedded crop encoder to CLIP's embeddings of the names of cropped objects, and measure it.
+
+    python -m train.crop_encoder cache --data DATA --vocabulary weights/text_encoder/vocabulary.json \\
+        --trunk mobilenet_v2_imagenet.safetensors --out crops.pt                             (about 4 minutes, 1 core)
+    python -m train.crop_encoder fit --crops crops.pt --names vit_b_32_names.npz --out weights/crop_encoder
+
+The trunk stays as ImageNet left it, so the pooled features of every crop are computed once. DATA holds folders with
+`train.json`, `val.json` (COCO instances) and `images/`; or `labels.json` (file_name, name, split) for whole pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from textsam.crops import square_crop
+from textsam.small_clip import SmallCropEncoder
+from textsam.vocabulary import Vocabulary
+from train.text_encoder import load_targets
+
+# Crops for training, by data set; the rest of a large set shows more of the same (windows of facades).
+CAPS = {"voc": 4300, "coco": 2400, "ccp": 1500, "facade": 250, "pennfudan": 150, "balloon": 120, "caltech101": 1400}
+MAX_SHARE_OF_NAME = {"facade": 100, "ccp": 120}  # crops of one name in one set
+Crop = tuple[Path, dict[str, Any] | None, str]  # picture, mask (RLE; None: all of it), known name
+
+
+def list_crops(data: Path, split: str, vocabulary: Vocabulary, rng: random.Random) -> dict[str, list[Crop]]:
+    """Crops with a known name by data set; capped in training, whole in validation."""
+    crops: dict[str, list[Crop]] = {}
+    for name, cap in CAPS.items():
+        found = list(_whole_pictures(data / name, split) if name == "caltech101" else _objects(data / name, split))
+        known = [(path, rle, vocabulary.find(text)) for path, rle, text in found if text in vocabulary]
+        rng.shuffle(known)
+        if split == "train" or name in MAX_SHARE_OF_NAME:
+            counts: dict[str, int] = defaultdict(int)
+            kept = []
+            for crop in known:
+                counts[crop[2]] += 1
+                if counts[crop[2]] <= MAX_SHARE_OF_NAME.get(name, cap):
+                    kept.append(crop)
+            known = kept[:cap]
+        crops[name] = sorted(known, key=lambda crop: crop[0])
+    return crops
+
+
+def _objects(folder: Path, split: str) -> Iterator[Crop]:
+    content = json.loads((folder / f"{split}.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    files = {image["id"]: folder / "images" / image["file_name"] for image in content["images"]}
+    for annotation in content["annotations"]:
+        if not annotation["iscrowd"]:
+            yield files[annotation["image_id"]], annotation["segmentation"], names[annotation["category_id"]]
+
+
+def _whole_pictures(folder: Path, split: str) -> Iterator[Crop]:
+    for row in json.loads((folder / "labels.json").read_text()):
+        if row["split"] == split:
+            yield folder / "images" / row["file_name"], None, row["name"]
+
+
+@torch.no_grad()
+def cache_features(model: SmallCropEncoder, crops: list[Crop], *, augment: bool, rng: random.Random) -> Tensor:
+    """Pooled trunk features (K, 1280) of crops; augmented: 1 to 2x, half with the outside zeroed, half mirrored."""
+    features, pixels, coverages = [], [], []
+    path, image = None, np.zeros((1, 1, 3), np.uint8)
+    for index, (file, rle, _) in enumerate(crops):
+        if file != path:
+            path, image = file, np.asarray(Image.open(file).convert("RGB"))
+        mask = np.ones(image.shape[:2], bool) if rle is None else coco_mask.decode(rle).astype(bool)
+        expand = rng.uniform(1, 2) if augment else 1.25
+        if rle is None:
+            expand = 1.0
+        zero = augment and rng.random() < 0.5
+        crop, coverage = square_crop(
+            image, mask, model.image_size, expand=expand, zero_outside=zero, fill=(model.pixel_mean,) * 3
+        )
+        if augment and rng.random() < 0.5:
+            crop, coverage = crop[:, ::-1], coverage[:, ::-1]
+        pixels.append(crop)
+        coverages.append(coverage)
+        if len(pixels) == 16 or index == len(crops) - 1:
+            batch = (torch.from_numpy(np.stack(part)) for part in (pixels, coverages))
+            features.append(model.pooled_features(*batch))
+            pixels, coverages = [], []
+    return torch.cat(features)
+
+
+def cache(args: argparse.Namespace) -> None:
+    """Write {split: {set: {"features", "names"}}} and the trunk's file name."""
+    vocabulary = Vocabulary.load(args.vocabulary)
+    model = SmallCropEncoder().eval()
+    load_trunk(model, args.trunk)
+    rng = random.Random(args.seed)
+    stored: dict[str, Any] = {}
+    for split in ("val", "train"):
+        for name, crops in list_crops(Path(args.data), split, vocabulary, rng).items():
+            features = cache_features(model, crops, augment=split == "train", rng=rng)
+            stored[f"{split}/{name}"] = {"features": features.half(), "names": [crop[2] for crop in crops]}
+            print(f"{split} {name}: {len(crops)} crops", flush=True)
+    torch.save(stored, args.out)
+
+
+def load_trunk(model: SmallCropEncoder, path: str | Path) -> None:
+    """Put ImageNet weights into the trunk, all but the classifier."""
+    state = {name: value for name, value in load_file(path).items() if not name.startswith("classifier.")}
+    model.trunk.load_state_dict(state, strict=True)
+
+
+def fit_head(features: Tensor, labels: Tensor, targets: Tensor, *, steps: int, lr: float, weight_decay: float, dropout: float, cosine_weight: float) -> torch.nn.Linear:
+    """Linear head by softmax over the names of the training crops (each name drawn by the root of its count) + cosine.
+
+    Args:
+        features: (K, 1280).
+        labels: (K,) index into targets.
+        targets: (names, D) unit vectors.
+    """
+    mean, std = features.mean(0), features.std(0) + 0.05
+    normalised = (features - mean) / std
+    head = torch.nn.Linear(features.shape[1], targets.shape[1])
+    torch.nn.init.zeros_(head.weight)
+    present = labels.unique()
+    with torch.no_grad():
+        head.bias.copy_(targets[present].mean(0))
+    counts = torch.bincount(labels, minlength=len(targets)).float()
+    weights = counts[labels] ** -0.5
+    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    for _ in range(steps):
+        batch = torch.multinomial(weights, 256, replacement=True)
+        embeddings = F.normalize(head(F.dropout(normalised[batch], dropout)), dim=-1)
+        logits = 50.0 * embeddings @ targets.T
+        # Names that no crop shows may be right as well ("table" for "dining table"): they do not compete.
+        competing = torch.full_like(logits, -torch.inf)
+        competing[:, present] = logits[:, present]
+        cosine = (embeddings * targets[labels[batch]]).sum(-1)
+        loss = F.cross_entropy(competing, labels[batch], label_smoothing=0.0) + cosine_weight * (1 - cosine).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():  # fold the normalisation of the features into the head
+        head.bias -= head.weight @ (mean / std)
+        head.weight /= std
+    return head
+
+
+@torch.no_grad()
+def evaluate(head: torch.nn.Module, stored: dict[str, Any], names: list[str], targets: Tensor) -> dict[str, float]:
+    """Top-1 on the validation crops among the names of their own set, and the mean cosine to their name."""
+    scores = {}
+    index_of = {name: index for index, name in enumerate(names)}
+    for key in sorted(key for key in stored if key.startswith("val/")):
+        part = stored[key]
+        if not part["names"]:
+            continue
+        labels = torch.tensor([index_of[name] for name in part["names"]])
+        every = {*part["names"], *stored[key.replace("val/", "train/")]["names"]}
+        own = torch.tensor(sorted(index_of[name] for name in every))
+        embeddings = F.normalize(head(part["features"].float()), dim=-1)
+        right = own[(embeddings @ targets[own].T).argmax(-1)] == labels
+        title = f"{key[4:]} ({len(labels)} crops, {len(own)} names)"
+        scores[f"{title}: top-1"] = right.float().mean().item()
+        scores[f"{title}: top-1, mean over names"] = float(np.mean([right[labels == i].float().mean() for i in labels.unique()]))
+        scores[f"{title}: cosine"] = (embeddings * targets[labels]).sum(-1).mean().item()
+    return scores
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Fit the head on cached features, print the scores, write the encoder."""
+    torch.manual_seed(args.seed)
+    names, targets = load_targets(args.names)
+    stored = torch.load(args.crops, weights_only=True)
+    index_of = {name: index for index, name in enumerate(names)}
+    parts = [part for key, part in stored.items() if key.startswith("train/")]
+    features = torch.cat([part["features"] for part in parts]).float()
+    labels = torch.tensor([index_of[name] for part in parts for name in part["names"]])
+    head = fit_head(features, labels, targets, steps=args.steps, lr=args.lr, weight_decay=args.weight_decay, dropout=args.dropout, cosine_weight=args.cosine_weight)
+    print(f"{len(labels)} crops of {len(labels.unique())} names")
+    for name, value in evaluate(head, stored, names, targets).items():
+        print(f"{value:7.4f}  {name}")
+    if args.out:
+        model = SmallCropEncoder()
+        load_trunk(model, args.trunk)
+        model.visual_projection.load_state_dict(head.state_dict())
+        model.save_pretrained(args.out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("cache", help="compute the pooled features of the crops")
+    command.add_argument("--data", required=True)
+    command.add_argument("--vocabulary", required=True)
+    command.add_argument("--trunk", required=True)
+    command.add_argument("--out", required=True)
+    command.set_defaults(run=cache)
+    command = commands.add_parser("fit", help="fit and score the head")
+    command.add_argument("--crops", required=True)
+    command.add_argument("--names", required=True)
+    command.add_argument("--trunk", required=True)
+    command.add_argument("--out", help="folder of the weights; without it the scores are only printed")
+    command.add_argument("--steps", type=int, default=1500)
+    command.add_argument("--lr", type=float, default=1e-3)
+    command.add_argument("--weight-decay", type=float, default=0.1)
+    command.add_argument("--dropout", type=float, default=0.2)
+    command.add_argument("--cosine-weight", type=float, default=1.0)
+    command.set_defaults(run=fit)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

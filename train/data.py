@@ -1,0 +1,215 @@
+"""COCO-format folders to training samples: an augmented picture, instances to prompt for, names that are there or not.
+
+A sample is a function of (seed, epoch, index) alone, so a run can be repeated and continued in the middle of an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from textsam.coco import CocoDataset, CocoImage, load_coco
+
+MAX_MASK_SHARE = 0.9  # masks over 90% of the image are discarded, as in the paper
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set and how it is used.
+
+    Args:
+        folder: holds `train.json` and `images/`.
+        weight: draws of each picture relative to others.
+        exhaustive: a name of the set that is not annotated in a picture is absent from it.
+        semantic: a second file with one mask per name (for data whose instances are incomplete), joined by image id.
+        unnamed: names that say nothing of the object ("salient object").
+    """
+
+    folder: Path
+    weight: float = 1.0
+    exhaustive: bool = True
+    semantic: str | None = None
+    unnamed: tuple[str, ...] = ()
+
+
+@dataclass
+class Sample:
+    """One picture, S px square, and what is asked of it. G instances, P present names; masks at stride 4."""
+
+    pixels: Tensor  # (3, S, S) uint8
+    masks: Tensor  # (G, S/4, S/4) float in [0, 1]: the share of each cell
+    boxes: Tensor  # (G, 4) xyxy px
+    clicks: Tensor  # (G, 2) xy px, uniform in the mask
+    names: Tensor  # (G,) int64 index of the name, -1 none
+    keys: list[tuple[str, int]]  # (set, annotation id) of each instance
+    present: dict[int, Tensor] = field(default_factory=dict)  # name -> (S/4, S/4) union of its instances
+    absent: Tensor | None = None  # names known not to be in the picture
+    weights: Tensor | None = None  # (S/4, S/4): 0 where nothing is known
+
+
+class CocoSamples(Dataset):
+    """Samples of several sources.
+
+    Args:
+        sources: data sets.
+        name_index: name as annotated -> index into the table of name embeddings, or missing for names without one.
+        size: S. instances: G at most per picture.
+        scale_range: large-scale jitter; half of the samples keep the whole picture.
+        length: samples in an epoch.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        name_index: dict[str, int],
+        *,
+        size: int,
+        instances: int,
+        seed: int,
+        length: int,
+        scale_range: tuple[float, float] = (0.5, 2.0),
+        min_cells: float = 6.0,
+    ) -> None:
+        self.size, self.instances, self.seed, self.length = size, instances, seed, length
+        self.scale_range, self.min_cells = scale_range, min_cells
+        self.epoch = 0
+        self.items: list[tuple[Source, CocoDataset, CocoImage, CocoImage | None, dict]] = []
+        weights: list[float] = []
+        self.vocabulary: dict[Path, set[int]] = {}
+        for source in sources:
+            data = load_coco(source.folder / "train.json")
+            semantic = load_coco(source.folder / source.semantic) if source.semantic else None
+            by_id = {image.id: image for image in semantic} if semantic else {}
+            index = {
+                key: name_index[name]
+                for key, name in data.categories.items()
+                if name in name_index and name not in source.unnamed
+            }
+            self.vocabulary[source.folder] = set(index.values()) if source.exhaustive else set()
+            for image in data:
+                self.items.append((source, data, image, by_id.get(image.id), index))
+                weights.append(source.weight)
+        self.weights = np.asarray(weights) / np.sum(weights)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        source, _, image, semantic, names = self.items[rng.choice(len(self.items), p=self.weights)]
+        view = View.draw(rng, image.height, image.width, self.size, self.scale_range)
+        pixels = view.apply_image(jitter_colour(Image.fromarray(image.read()), rng))
+
+        order = rng.permutation(len(image.instances))
+        masks, boxes, clicks, labels, keys = [], [], [], [], []
+        present: dict[int, np.ndarray] = {}
+        regions = semantic.instances if semantic is not None else image.instances
+        for region in regions:
+            if (name := names.get(region.category_id)) is not None:
+                cells = view.apply_mask(region.mask(), self.size // 4)
+                if cells.sum() > 0.25:
+                    present[name] = np.maximum(present.get(name, 0.0), cells)
+        for i in order:
+            if len(masks) == self.instances:
+                break
+            region = image.instances[i]
+            full = view.apply_mask(region.mask(), self.size) > 0.5
+            area = int(full.sum())
+            if area < self.min_cells * 16 or area > MAX_MASK_SHARE * full.size:
+                continue
+            ys, xs = np.nonzero(full)
+            pick = rng.integers(len(ys))
+            masks.append(shrink(full))
+            boxes.append([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+            clicks.append([xs[pick] + 0.0, ys[pick] + 0.0])
+            labels.append(names.get(region.category_id, -1))
+            keys.append((source.folder.name, int(region.id)))
+
+        ignore = (semantic or image).ignore_mask()
+        weights = 1 - view.apply_mask(ignore, self.size // 4, outside=0.0)
+        absent = self.vocabulary[source.folder] - set(present)
+        cell = self.size // 4
+        return Sample(
+            pixels=torch.from_numpy(pixels).permute(2, 0, 1),
+            masks=torch.from_numpy(np.stack(masks) if masks else np.zeros((0, cell, cell), np.float32)),
+            boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            clicks=torch.tensor(clicks, dtype=torch.float32).reshape(-1, 2),
+            names=torch.tensor(labels, dtype=torch.int64),
+            keys=keys,
+            present={name: torch.from_numpy(mask) for name, mask in present.items()},
+            absent=torch.tensor(sorted(absent), dtype=torch.int64),
+            weights=torch.from_numpy((weights > 0.5).astype(np.float32)),
+        )
+
+
+@dataclass(frozen=True)
+class View:
+    """A scaled, mirrored crop of a picture, padded at the bottom and right to a square."""
+
+    size: int
+    scaled_wh: tuple[int, int]
+    left: int
+    top: int
+    mirror: bool
+
+    @classmethod
+    def draw(
+        cls, rng: np.random.Generator, height: int, width: int, size: int, scale_range: tuple[float, float]
+    ) -> View:
+        """The whole picture half of the time, else large-scale jitter (Ghiasi et al. 2021)."""
+        scale = 1.0
+        if rng.random() < 0.5:
+            scale = float(np.exp(rng.uniform(*np.log(scale_range))))
+        ratio = scale * size / max(height, width)
+        scaled = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+        left, top = (int(rng.integers(0, max(0, side - size) + 1)) for side in scaled)
+        return cls(size, scaled, left, top, bool(rng.random() < 0.5))
+
+    def _crop(self, image: Image.Image, resample: Image.Resampling, size: int, fill: int | tuple) -> np.ndarray:
+        ratio = size / self.size
+        x1 = min(self.left + self.size, self.scaled_wh[0])
+        y1 = min(self.top + self.size, self.scaled_wh[1])
+        fx, fy = image.width / self.scaled_wh[0], image.height / self.scaled_wh[1]
+        box = (self.left * fx, self.top * fy, x1 * fx, y1 * fy)
+        target = (max(1, round((x1 - self.left) * ratio)), max(1, round((y1 - self.top) * ratio)))
+        part = image.resize(target, resample, box=box)
+        if self.mirror:
+            part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        canvas = Image.new(image.mode, (size, size), fill)
+        canvas.paste(part, (0, 0))
+        return np.asarray(canvas)
+
+    def apply_image(self, image: Image.Image) -> np.ndarray:
+        """(S, S, 3) uint8; the padding is the mean colour, zero after normalisation."""
+        return self._crop(image, Image.Resampling.BILINEAR, self.size, (127, 127, 127)).copy()
+
+    def apply_mask(self, mask: np.ndarray, size: int, outside: float = 0.0) -> np.ndarray:
+        """(H, W) bool -> (size, size) float32, the share of each cell."""
+        image = Image.fromarray(mask.astype(np.uint8) * 255)
+        return self._crop(image, Image.Resampling.BOX, size, int(255 * outside)).astype(np.float32) / 255
+
+
+def shrink(mask: np.ndarray) -> np.ndarray:
+    """(S, S) bool -> (S/4, S/4) float32, the share of each cell."""
+    side = mask.shape[0] // 4
+    return mask.reshape(side, 4, side, 4).mean((1, 3), dtype=np.float32)
+
+
+def jitter_colour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast and saturation by up to 30%, each on half of the pictures."""
+    for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        if rng.random() < 0.5:
+            image = enhancer(image).enhance(float(rng.uniform(0.7, 1.3)))
+    return image
+
+
+def collate(samples: Iterable[Sample]) -> list[Sample]:
+    """Samples stay apart: the number of instances and names differs."""
+    return list(samples)

@@ -1,0 +1,283 @@
+"""One training step of TextSAM: geometry in rounds, text with its presence, the similarity map.
+
+A module whose forward takes samples and returns losses, so that one wrapper (DDP, FSDP) covers all of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from textsam.model import TextSamModel
+from textsam.modeling.structures import ImageEmbeddings, MaskPredictions
+from train.data import Sample
+from train.interactive import error_clicks, noisy_boxes
+from train.losses import bce_loss, dice_loss, focal_loss, mask_iou
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Focal : dice : IoU as in the paper; the rest is ours, measured on the small model."""
+
+    focal: float = 20.0
+    bce: float = 1.0
+    dice: float = 1.0
+    iou: float = 1.0
+    presence: float = 0.5
+    similarity: float = 1.0
+
+
+@dataclass
+class Objects:
+    """N instances to prompt for, and what is known of them."""
+
+    image_index: Tensor  # (N,)
+    masks: Tensor  # (N, S/4, S/4)
+    weights: Tensor  # (N, S/4, S/4)
+    boxes: Tensor  # (N, 4)
+    clicks: Tensor  # (N, 2)
+    text: Tensor  # (N, D) CLIP embedding of the instance's crop or name; only rows of has_text are meaningful
+    has_text: Tensor  # (N,) bool
+
+    def take(self, rows: Tensor) -> Objects:
+        return Objects(**{name: value[rows] for name, value in vars(self).items()})
+
+
+@dataclass
+class EmbeddingTable:
+    """CLIP embeddings for training: of names, and of crops (D.5), made beforehand."""
+
+    names: Tensor  # (K, D)
+    crops: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # (set, annotation id) -> (V, D) variants
+
+
+class TextSamStep(nn.Module):
+    """
+    Args:
+        model: what is trained.
+        table: CLIP embeddings of names and crops.
+        rounds: decoder rounds for geometry, the first included.
+        queries: names asked of each picture, present and absent together.
+        crop_share: how often a prompt is the crop's embedding rather than the name's, where both are known.
+        noise: standard deviation of Gaussian noise on each prompt embedding, times its length (modality gap).
+    """
+
+    def __init__(
+        self,
+        model: TextSamModel,
+        table: EmbeddingTable,
+        *,
+        rounds: int = 2,
+        queries: int = 2,
+        crop_share: float = 0.5,
+        noise: float = 0.2,
+        loss_weights: LossWeights | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.table = model, table
+        self.rounds, self.queries, self.crop_share, self.noise = rounds, queries, crop_share, noise
+        self.loss_weights = loss_weights or LossWeights()
+
+    def forward(self, samples: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
+        """Losses by name, each already weighted, and figures to log under names that begin with "_"."""
+        config = self.model.config
+        pixels = torch.stack([sample.pixels for sample in samples]).float()
+        mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (config.pixel_mean, config.pixel_std))
+        pixels = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+        image = self.model.encode_image(pixels)
+        results: dict[str, Tensor] = {}
+        objects = self._objects(samples, generator)
+        for group, kind in zip(self._split(objects, generator), ("box", "point", "text_point"), strict=True):
+            if len(group.masks):
+                self._geometry(image, group, kind, generator, results)
+        self._text(image, samples, generator, results)
+        if config.similarity_head:
+            self._similarity(image, samples, results)
+        return results
+
+    # -- geometry ------------------------------------------------------------------------------------------------
+
+    def _objects(self, samples: list[Sample], generator: torch.Generator) -> Objects:
+        counts = torch.tensor([len(sample.masks) for sample in samples])
+        index = torch.arange(len(samples)).repeat_interleave(counts)
+        keys = [key for sample in samples for key in sample.keys]
+        names = torch.cat([sample.names for sample in samples])
+        text, known = self._instance_text(keys, names, generator)
+        weights = torch.stack([sample.weights for sample in samples])
+        return Objects(
+            index,
+            torch.cat([sample.masks for sample in samples]),
+            weights[index],
+            torch.cat([sample.boxes for sample in samples]),
+            torch.cat([sample.clicks for sample in samples]),
+            text,
+            known,
+        )
+
+    def _instance_text(
+        self, keys: list[tuple[str, int]], names: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """A CLIP embedding for each instance: of its crop (D.5) or of its name; and which have one."""
+        rows, known = [], []
+        for key, name in zip(keys, names.tolist(), strict=True):
+            crops = self.table.crops.get(key)
+            use_crop = crops is not None and (name < 0 or _uniform(generator) < self.crop_share)
+            if use_crop:
+                rows.append(crops[int(_uniform(generator) * len(crops))].float())
+            else:
+                rows.append(self.table.names[max(name, 0)])
+            known.append(use_crop or name >= 0)
+        text = torch.stack(rows) if rows else self.table.names[:0]
+        return self._perturb(text, generator), torch.tensor(known, dtype=torch.bool)
+
+    def _perturb(self, text: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(text.shape, generator=generator) * self.noise * text.shape[-1] ** -0.5
+        return F.normalize(text + noise, dim=-1)
+
+    def _split(self, objects: Objects, generator: torch.Generator) -> tuple[Objects, Objects, Objects]:
+        """First prompt: box or point with equal probability; half of the points come with text where it is known."""
+        draw = torch.rand(len(objects.masks), generator=generator)
+        with_text = (draw >= 0.65) & objects.has_text
+        with_box = draw < 0.4
+        return (
+            objects.take(with_box),
+            objects.take(~with_box & ~with_text),
+            objects.take(with_text),
+        )
+
+    def _geometry(
+        self, image: ImageEmbeddings, group: Objects, kind: str, generator: torch.Generator, results: dict[str, Tensor]
+    ) -> None:
+        """Rounds of prompts on one group; every round contributes to the loss."""
+        boxes = noisy_boxes(group.boxes, image.input_size[0], generator) if kind == "box" else None
+        coords = labels = None
+        if kind != "box":
+            coords, labels = group.clicks[:, None], torch.ones(len(group.clicks), 1, dtype=torch.int64)
+        text = group.text if kind == "text_point" else None
+        mask_input = None
+        for number in range(self.rounds):
+            prompts = self.model.encode_prompts(
+                image,
+                point_coords=coords,
+                point_labels=labels,
+                boxes=boxes,
+                mask_input=mask_input,
+                text_embeddings=text,
+                image_index=group.image_index,
+            )
+            out = self.model.decode_masks(image, prompts, multimask_output=None, image_index=group.image_index)
+            ambiguous = number == 0 and kind == "point"
+            chosen = self._mask_losses(out, group, ambiguous, f"{kind}{number}", results)
+            if number + 1 < self.rounds:
+                click, label = error_clicks(chosen, group.masks, group.weights, 4, generator)
+                coords = click if coords is None else torch.cat([coords, click], 1)
+                labels = label if labels is None else torch.cat([labels, label], 1)
+                mask_input = chosen[:, None]
+
+    def _mask_losses(
+        self, out: MaskPredictions, group: Objects, ambiguous: bool, name: str, results: dict[str, Tensor]
+    ) -> Tensor:
+        """Adds the losses of one round; returns the logits (N, h, w) that the next round gets, without gradient.
+
+        The single mask learns from every prompt; of the three, the best one learns from an ambiguous prompt.
+        """
+        logits = out.low_res_logits.float()
+        count = 4 if ambiguous else 1
+        logits, predicted_iou = logits[:, :count], out.iou_predictions.float()[:, :count]
+        targets, weights = (x[:, None].expand_as(logits) for x in (group.masks, group.weights))
+        each = self._mask_loss(logits, targets, weights)
+        iou = mask_iou(logits, targets, weights)
+        loss = each[:, 0].mean()
+        if ambiguous:
+            loss = loss + each[:, 1:].min(dim=1).values.mean()
+        _add(results, "mask", loss)
+        _add(results, "iou", self.loss_weights.iou * F.mse_loss(predicted_iou, iou))
+        results[f"_{name}"] = iou[:, 0].mean()
+        pick = torch.zeros(len(logits), dtype=torch.int64)
+        if ambiguous:
+            pick = 1 + predicted_iou[:, 1:].argmax(dim=1)
+            results[f"_{name}_best"] = iou[:, 1:].max(dim=1).values.mean()
+        return logits[torch.arange(len(logits)), pick].detach()
+
+    def _mask_loss(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        w = self.loss_weights
+        loss = w.focal * focal_loss(logits, targets, weights) + w.dice * dice_loss(logits, targets, weights)
+        return loss + w.bce * bce_loss(logits, targets, weights) if w.bce else loss
+
+    # -- text ----------------------------------------------------------------------------------------------------
+
+    def _text(
+        self, image: ImageEmbeddings, samples: list[Sample], generator: torch.Generator, results: dict[str, Tensor]
+    ) -> None:
+        """Text alone: the union of all instances of the name, and whether it is there.
+
+        The prompt is the name's embedding or, as in D.5, that of the crop of one of its instances.
+        """
+        index, texts, masks, weights = [], [], [], []
+        for number, sample in enumerate(samples):
+            present = list(sample.present)
+            order = torch.randperm(len(present), generator=generator).tolist()
+            wanted = [present[i] for i in order[: self.queries - 1]]
+            absent = sample.absent[torch.randperm(len(sample.absent), generator=generator)]
+            wanted += absent[: self.queries - len(wanted)].tolist()
+            crops = {name: key for name, key in zip(sample.names.tolist(), sample.keys, strict=True)}
+            for name in wanted:
+                index.append(number)
+                variants = self.table.crops.get(crops.get(name))
+                use_crop = variants is not None and _uniform(generator) < self.crop_share
+                texts.append(variants[0].float() if use_crop else self.table.names[name])
+                masks.append(sample.present.get(name, torch.zeros_like(sample.weights)))
+                weights.append(sample.weights)
+        if not texts:
+            return
+        image_index, targets = torch.tensor(index), torch.stack(masks)
+        text = self._perturb(torch.stack(texts), generator)
+        prompts = self.model.encode_prompts(image, text_embeddings=text, image_index=image_index)
+        out = self.model.decode_masks(image, prompts, multimask_output=False, image_index=image_index)
+        logits, weight = out.low_res_logits.float()[:, 0], torch.stack(weights)
+        there = targets.flatten(1).sum(1) > 0.5
+        iou = mask_iou(logits, targets, weight)
+        if there.any():
+            _add(results, "text", self._mask_loss(logits[there], targets[there], weight[there]).mean())
+            _add(results, "iou", self.loss_weights.iou * F.mse_loss(out.iou_predictions.float()[there, 0], iou[there]))
+            results["_text"] = iou[there].mean()
+        presence = F.binary_cross_entropy_with_logits(out.presence_logits.float(), there.float())
+        results["presence"] = self.loss_weights.presence * presence
+        results["_presence"] = ((out.presence_logits > 0) == there).float().mean()
+
+    def _similarity(self, image: ImageEmbeddings, samples: list[Sample], results: dict[str, Tensor]) -> None:
+        """Every name of the batch against every picture of which it is known whether it is there."""
+        present = sorted({name for sample in samples for name in sample.present})
+        if not present:
+            return
+        logits = self.model.text_similarity(image, self.table.names[present])
+        size = logits.shape[-2:]
+        targets = torch.zeros_like(logits)
+        known = torch.zeros(logits.shape[:2])
+        for b, sample in enumerate(samples):
+            absent = set(sample.absent.tolist())
+            for q, name in enumerate(present):
+                if name in sample.present:
+                    targets[b, q] = F.adaptive_avg_pool2d(sample.present[name][None], size)[0]
+                known[b, q] = float(name in sample.present or name in absent)
+        weights = torch.stack([F.adaptive_avg_pool2d(sample.weights[None], size) for sample in samples])
+        weights = weights.expand_as(logits)
+        there = targets.flatten(2).sum(2) > 0
+        pixel = bce_loss(logits, targets, weights) + 5 * focal_loss(logits, targets, weights)
+        dice = dice_loss(logits, targets, weights)
+        loss = (pixel * known).sum() / known.sum().clamp(min=1)
+        loss = loss + (dice * there).sum() / there.sum().clamp(min=1)
+        results["similarity"] = self.loss_weights.similarity * loss
+        iou = mask_iou(logits, targets, weights)
+        results["_similarity"] = (iou * there).sum() / there.sum().clamp(min=1)
+
+
+def _uniform(generator: torch.Generator) -> float:
+    return torch.rand((), generator=generator).item()
+
+
+def _add(results: dict[str, Tensor], name: str, value: Tensor) -> None:
+    results[name] = results[name] + value if name in results else value

@@ -1,0 +1,194 @@
+"""Fit the embedded text encoder to CLIP ViT-B/32's embeddings of known names, and measure it.
+
+    python -m train.text_encoder --names vit_b_32_names.npz --out weights/text_encoder      (about 10 minutes, 1 core)
+    python -m train.text_encoder --names vit_b_32_names.npz --out weights/text_encoder --evaluate
+
+The npz holds `names`, `embeddings` (K, 512) and `source`; a name may occur in several sources.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from textsam.small_clip import SmallTextEncoder
+from textsam.vocabulary import Vocabulary, _plain, singulars
+
+# LVIS names of several words were embedded with underscores, so every other source is preferred to it.
+SOURCE_ORDER = ("coco", "objects365", "openimages", "lvis")
+TEMPLATES = (
+    "a {}", "an {}", "the {}", "{}", "photo of a {}", "a photo of a {}", "a picture of the {}", "an image of a {}", "my {}",
+    "one {}", "some {}", "this {}", "a photo of the {}", "a close-up of a {}",
+)  # fmt: skip
+ADJECTIVES = (
+    "small", "big", "red", "blue", "old", "new", "white", "tall", "dirty", "shiny", "wooden", "broken", "striped", "brown",
+    "yellow", "fluffy", "left", "nearest", "long", "round", "empty", "pretty", "dark", "open", "plain", "heavy",
+)  # fmt: skip
+# Never seen in training; `evaluate` uses them.
+HELD_OUT_TEMPLATES = ("a snapshot of a {}", "that {}", "please find the {}", "her {}")
+HELD_OUT_ADJECTIVES = ("tiny", "green", "young", "golden", "cute", "wet", "large", "grey")
+# Other spellings and everyday words for names of the list (checked against it by Vocabulary).
+EVERYDAY = {
+    "aeroplane": "airplane", "plane": "airplane", "motorbike": "motorcycle", "bike": "bicycle", "human": "person",
+    "pedestrian": "person", "lady": "woman", "tv monitor": "monitor/tv", "tvmonitor": "monitor/tv", "monitor": "monitor/tv",
+    "diningtable": "dining table", "pottedplant": "potted plant", "plant": "potted plant", "pants": "trousers", "bra": "brassiere",
+    "purse": "wallet/purse", "hair": "human hair", "face": "human face", "eye": "human eye", "ear": "human ear", "nose": "human nose",
+    "mouth": "human mouth", "head": "human head", "hand": "human hand", "arm": "human arm", "leg": "human leg",
+    "foot": "human foot", "beard": "human beard", "phone": "mobile phone", "cellphone": "cell phone", "smartphone": "mobile phone",
+    "fridge": "refrigerator", "rhino": "rhinoceros", "hippo": "hippopotamus", "panda": "giant panda", "kitty": "kitten",
+    "automobile": "car", "lorry": "truck", "burger": "hamburger", "fries": "french fries", "tram": "trolley", "settee": "sofa",
+    "heels": "high heels", "bathtowel": "bath towel", "octopus": "octopus (animal)", "bow": "bow (decorative ribbons)",
+    "pan": "pan (for cooking)", "router": "router/modem", "salmon": "salmon (fish)", "steak": "steak", "squid": "squid (food)",
+    "picture": "picture/frame", "trash bin": "trash can", "garbage can": "trash can", "rooster": "cock", "sunglass": "sunglasses",
+    "eyeglasses": "glasses", "spectacle": "glasses", "racquet": "tennis racket", "lamb": "lamb (animal)", "washer": "washing machine",
+    "stove top": "stove", "trainers": "sneakers", "sneaker": "sneakers", "bin": "trash can", "bagpipes": "bagpipe",
+    "seatbelt": "seat belt", "swimming trunks": "swimwear", "puppy dog": "puppy", "soda": "pop (soda)", "taxi cab": "taxi",
+}  # fmt: skip
+
+
+def load_targets(path: str | Path) -> tuple[list[str], Tensor]:
+    """Distinct names and their embeddings (K, 512), each from the best source that has it."""
+    with np.load(path, allow_pickle=False) as archive:
+        names, sources = archive["names"].tolist(), archive["source"].tolist()
+        embeddings = torch.from_numpy(archive["embeddings"].astype(np.float32))
+    chosen: dict[str, int] = {}
+    for index in sorted(range(len(names)), key=lambda i: SOURCE_ORDER.index(sources[i])):
+        chosen.setdefault(names[index], index)
+    return list(chosen), F.normalize(embeddings[list(chosen.values())], dim=-1)
+
+
+def build_vocabulary(names: Sequence[str]) -> Vocabulary:
+    """Names with aliases: everyday words, parts of "monitor/tv", names in brackets without them ("bat (animal)")."""
+    aliases = {alias: name for alias, name in EVERYDAY.items() if alias not in names}
+    for name in names:
+        for part in name.split(" (")[0].split("/"):
+            if part.strip() not in names:
+                aliases.setdefault(part.strip(), name)
+    return Vocabulary(names, aliases)
+
+
+def plural(name: str) -> str:
+    """A plausible English plural of a name; unchanged if it looks like one."""
+    if name.endswith("s") or name.endswith(")"):
+        return name
+    if name.endswith(("x", "ch", "sh")):
+        return name + "es"
+    if name.endswith("man"):
+        return name[:-3] + "men"
+    return name[:-1] + "ies" if name.endswith("y") and name[-2] not in "aeiou" else name + "s"
+
+
+def variation(name: str, rng: random.Random, templates: Sequence[str], adjectives: Sequence[str]) -> str:
+    """Another way to ask for a name: plural, adjective, article or frame, capitals."""
+    if rng.random() < 0.35:
+        name = plural(name)
+    if rng.random() < 0.5:
+        name = f"{rng.choice(adjectives)} {name}"
+    text = rng.choice(templates).format(name)
+    return text.upper() if rng.random() < 0.1 else text
+
+
+def fit(model: SmallTextEncoder, targets: Tensor, *, seconds: float, batch_size: int, lr: float, seed: int) -> None:
+    """Cosine distance to the target plus a softmax over all names, on names and variations of them."""
+    names, rng = model.vocabulary.names, random.Random(seed)
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 1e-4}, {"params": rest, "weight_decay": 0.0}], lr=lr)
+    with torch.no_grad():  # the space that the targets span best
+        model.text_projection.weight.copy_(torch.linalg.svd(targets, full_matrices=False).Vh[: model.sizes["width"]].T)
+    start, step, progress, last = time.monotonic(), 0, 0.0, 0.0
+    model.train()
+    while progress < 1:
+        # The schedule follows the clock, so that the run ends on time on any machine.
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * progress))
+        indices = rng.choices(range(len(names)), k=batch_size)
+        # A quarter are variations; on their own, because they are longer and the batch is padded.
+        exact = batch_size * 3 // 4
+        varied = [variation(names[i], rng, TEMPLATES, ADJECTIVES) for i in indices[exact:]]
+        embeddings = torch.cat([model([names[i] for i in indices[:exact]]), model(varied)])
+        logits = 50.0 * embeddings @ targets.T
+        cosine = (embeddings * targets[indices]).sum(-1)
+        loss = 10.0 * (1 - cosine).mean() + 0.1 * F.cross_entropy(logits, torch.tensor(indices))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step, progress = step + 1, (time.monotonic() - start) / seconds
+        if time.monotonic() - last > 15:
+            last = time.monotonic()
+            print(f"step {step}  {progress:4.0%}  loss {loss.item():.4f}  cosine {cosine.mean().item():.4f}", flush=True)
+    model.eval()
+
+
+def nearest_share(embeddings: Tensor, targets: Tensor, expected: Tensor) -> float:
+    """Share of embeddings whose nearest target (cosine) is the expected one."""
+    return ((embeddings @ targets.T).argmax(-1) == expected).float().mean().item()
+
+
+@torch.no_grad()
+def evaluate(model: SmallTextEncoder, targets: Tensor) -> dict[str, float]:
+    """Scores against the true embeddings, of the network alone (`raw`) and of `encode`, which finds the name first."""
+    names, vocabulary, rng = model.vocabulary.names, model.vocabulary, random.Random(1)
+    expected = torch.arange(len(names))
+    embeddings = model.encode(names)
+    cosine = (embeddings * targets).sum(-1)
+    scores = {
+        "known names nearest to their own target": nearest_share(embeddings, targets, expected),
+        "cosine to the target, mean": cosine.mean().item(),
+        "cosine to the target, minimum": cosine.min().item(),
+    }
+    kinds = {
+        "article": [f"a {name}" for name in names],
+        "plural": [plural(name) for name in names],
+        "adjective": [f"the {rng.choice(HELD_OUT_ADJECTIVES)} {name}" for name in names],
+        "photo of a": [f"photo of a {name}" for name in names],
+        "capitals": [f"{name.upper()}!" for name in names],
+        "mixed, never seen": [variation(name, rng, HELD_OUT_TEMPLATES, HELD_OUT_ADJECTIVES) for name in names],
+    }
+    for kind, texts in kinds.items():
+        scores[f"{kind}: nearest to their own target, raw"] = nearest_share(model(texts), targets, expected)
+        found = torch.tensor([names.index(vocabulary.find(t)) if t in vocabulary else -1 for t in texts])
+        same = [found_name == wanted or own_plural(names, found_name, wanted) for found_name, wanted in zip(found, expected)]
+        scores[f"{kind}: found by encode"] = float(np.mean(same))
+    return scores
+
+
+def own_plural(names: Sequence[str], found: int, wanted: int) -> bool:
+    """Whether the text asked for by `wanted` is itself a name: "boot" -> "boots", "hot-air" -> "hot air"."""
+    return found >= 0 and _plain(names[found]) in {*map(_plain, singulars(plural(names[wanted])))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--names", required=True, help="npz with names, embeddings and source")
+    parser.add_argument("--out", required=True, help="folder of the weights")
+    parser.add_argument("--evaluate", action="store_true", help="only print the scores of the weights in --out")
+    parser.add_argument("--seconds", type=float, default=600, help="time to train")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    names, targets = load_targets(args.names)
+    if not args.evaluate:
+        model = SmallTextEncoder(build_vocabulary(names))
+        print(f"{len(names)} names, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+        fit(model, targets, seconds=args.seconds, batch_size=args.batch_size, lr=args.lr, seed=args.seed)
+        model.save_pretrained(args.out)
+    for name, value in evaluate(SmallTextEncoder.from_pretrained(args.out), targets).items():
+        print(f"{value:7.4f}  {name}")
+
+
+if __name__ == "__main__":
+    main()
