@@ -47,14 +47,15 @@ class HashedWords:
 
 
 class ColourWords:
-    """A CLIP of three words, red, green and blue, and of nothing else; its embeddings are mean colours."""
+    """A CLIP of three words, red, green and blue (all others mean grey), whose embeddings are mean colours."""
 
     names = ("red", "green", "blue")
 
     def encode(self, texts_or_image, masks=None, *, expand: float = 1.0, zero_outside: bool = False) -> Tensor:
         if masks is None:
-            rows = [[0.95 * (text == name) + 0.01 for name in self.names] + [0.3] for text in texts_or_image]
-            return F.normalize(torch.tensor(rows), dim=-1)
+            rows = [[float(text == name) for name in self.names] for text in texts_or_image]
+            colours = torch.tensor(rows) + 0.5 * torch.tensor([[sum(row) == 0.0] for row in rows])
+            return self._of_colours(255 * colours)
         colours = np.stack([texts_or_image[mask].mean(0) for mask in masks])
         return self._of_colours(torch.from_numpy(colours))
 

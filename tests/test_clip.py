@@ -25,7 +25,8 @@ EXACT = {
     "class token, norm after pooling": VIT | {"final_ln_after_pool": True},
     "class token, layer scale": VIT | {"ls_init_value": 0.3},
     "class token, custom block": VIT | {"qk_norm": True, "scale_heads": True, "scale_attn": True},
-    "attention pool, mean of its tokens": VIT | {"attentional_pool": True, "attn_pooler_queries": 5, "pool_type": "avg"},
+    "attention pool, mean of its tokens": VIT
+    | {"attentional_pool": True, "attn_pooler_queries": 5, "pool_type": "avg"},
     "mean": VIT | {"pool_type": "avg"},
     "mean, norm after pooling": VIT | {"pool_type": "avg", "final_ln_after_pool": True},
     "attention pool": VIT | {"attentional_pool": True, "attn_pooler_queries": 5, "attn_pooler_heads": 2},
@@ -284,7 +285,7 @@ def test_no_network_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> No
         raise URLError("Name or service not known")
 
     monkeypatch.setattr(open_clip.factory, "download_pretrained", unreachable)
-    with pytest.raises(ClipNotAvailableError, match="CLIP 'ViT-B-32:openai' is neither .* Connect to the network"):
+    with pytest.raises(ClipNotAvailableError, match=r"CLIP 'ViT-B-32:openai' is neither .* Connect to the network"):
         TextEncoder.from_pretrained("ViT-B-32:openai")
 
 

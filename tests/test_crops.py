@@ -89,7 +89,12 @@ def test_inside_cells_and_masked_mean() -> None:
         (np.zeros((4, 4, 3), np.uint8), np.ones((1, 4, 4)), TypeError, "boolean"),
         (np.zeros((4, 4, 3), np.uint8), np.ones((4, 4), bool), ValueError, r"\(N, 4, 4\)"),
         (np.zeros((4, 4, 3), np.uint8), np.ones((1, 4, 5), bool), ValueError, r"\(N, 4, 4\)"),
-        (np.zeros((4, 4, 3), np.uint8), np.stack([np.ones((4, 4), bool), np.zeros((4, 4), bool)]), ValueError, r"masks\[1\]"),
+        (
+            np.zeros((4, 4, 3), np.uint8),
+            np.stack([np.ones((4, 4), bool), np.zeros((4, 4), bool)]),
+            ValueError,
+            r"masks\[1\]",
+        ),
     ],
 )
 def test_wrong_pictures_and_masks(image: object, masks: np.ndarray, error: type[Exception], message: str) -> None:

@@ -60,7 +60,9 @@ def test_overlaps_by_hand():
     ],
 )
 def test_mask_nms(iou, containment, classes, expected):
-    masks = np.stack([rectangle(0, 0, 10, 9), rectangle(0, 0, 10, 10), rectangle(1, 1, 4, 4), rectangle(12, 12, 18, 18)])
+    masks = np.stack(
+        [rectangle(0, 0, 10, 9), rectangle(0, 0, 10, 10), rectangle(1, 1, 4, 4), rectangle(12, 12, 18, 18)]
+    )
     kept = mask_nms(
         torch.from_numpy(masks),
         torch.tensor([0.8, 0.9, 0.7, 0.1]),

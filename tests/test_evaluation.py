@@ -183,6 +183,7 @@ def test_the_truth_scores_one_everywhere(data: Path, tmp_path: Path) -> None:
     assert scores.absence is not None
     assert (scores.absence["auroc"], scores.absence["present"], scores.absence["absent"]) == (1.0, 5, 7)
     assert scores.absence["confusable"] == {"cat / dog": (1.0, 1.0, 2)}
+    assert scores.absence["per_name"] == {"bus": (1.0, 1), "cat": (1.0, 2), "dog": (1.0, 2)}
     assert scores.calibration["box"] == scores.calibration["text"] == scores.calibration["presence"] == 0.0
     assert scores.calibration["one_click"] == pytest.approx(0.1)
     assert 0.7 < scores.filled_box < 0.85 < 0.95 < scores.ellipse < 1.0

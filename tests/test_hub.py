@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 from hub_server import HubServer
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from tiny_models import outputs, tiny_model, tiny_transformers_sam, transformers_outputs
 
@@ -182,6 +182,8 @@ def test_a_client_of_its_own_downloads_and_pushes(tmp_path: Path) -> None:
             "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent), environment.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",
         }
-        done = subprocess.run([sys.executable, "-c", CLIENT], env=environment, capture_output=True, text=True, timeout=170)
+        done = subprocess.run(
+            [sys.executable, "-c", CLIENT], env=environment, capture_output=True, text=True, timeout=500
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         assert {"config.json", "model.safetensors", "README.md"} <= set(hub.repos["org/pushed"])

@@ -21,6 +21,7 @@ modeling.mask_decoder
 config
 model
 vocabulary
+words
 crops
 clip_towers
 clip
@@ -30,13 +31,18 @@ rle
 transforms
 detections
 prompts
+text_options
+text_guesses
 text_prompting
 geometry_prompting
 questions
 ranking
+mask_scoring
+automatic_options
 automatic
 encoded_image
 answers
+ranker
 predictor
 conversion
 weights_io

@@ -10,8 +10,10 @@ from tiny_models import SIDE, tiny_model
 from torch.nn import functional as F
 from torchvision.transforms.functional import resize, to_pil_image
 
+from textsam.automatic import generate
+from textsam.automatic_options import AutomaticOptions
 from textsam.predictor import TextSam
-from textsam.text_prompting import TextPromptOptions
+from textsam.text_options import TextPromptOptions
 
 LOW = SIDE // 4
 
@@ -287,7 +289,7 @@ def test_each_text_is_embedded_once(photo):
 
 
 def test_few_texts_are_kept(photo, monkeypatch):
-    monkeypatch.setattr("textsam.predictor._TEXTS_KEPT", 2)
+    monkeypatch.setattr("textsam.words._TEXTS_KEPT", 2)
     words = HashedWords()
     model = TextSam(mobile_miniature(), words)
     assert model.presence(photo, ["cat", "dog", "cow"]).shape == (3,)
@@ -319,6 +321,38 @@ def test_presence_is_one_number_for_each_text(textsam, photo):
     textsam.set_image(photo)
     np.testing.assert_allclose(textsam.presence(None, ["eel", "cat"]), scores[[2, 0]], rtol=1e-5)
     assert textsam.presence(None, []).shape == (0,)
+
+
+def test_generate_is_the_automatic_masks(sam, photo):
+    """The same with the set image as with the image given, as detections; options reach the search."""
+    loose = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    given = sam.generate(photo, **loose)
+    sam.set_image(photo)
+    found = sam.generate(**loose)
+    expected = generate(sam.model, photo, AutomaticOptions(**loose))
+    assert 0 < len(found) == len(given) == len(expected)
+    np.testing.assert_array_equal(found.mask, expected.masks())
+    np.testing.assert_array_equal(given.mask, found.mask)
+    np.testing.assert_array_equal(found.xyxy, expected.boxes_xyxy)
+    np.testing.assert_allclose(found.confidence, expected.predicted_iou.clip(0, 1))
+    assert found.data["point_coords"].shape == (len(found), 2)
+    assert set(found.data["class_name"]) == {"object"}
+    none = sam.generate(pred_iou_thresh=100.0, points_per_side=2)
+    assert none.mask.shape == (0, *photo.shape[:2])
+    assert set(none.data) == set(found.data)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"point_per_side": 3}, TypeError, "no option 'point_per_side': did you mean points_per_side?"),
+        ({"qwzx": 3}, TypeError, "there are points_per_side, "),
+        ({"points_per_side": 0}, ValueError, "points_per_side of at least 1, got 0"),
+    ],
+)
+def test_generate_refuses_wrong_options(sam, photo, options, error, words):
+    with pytest.raises(error, match=words):
+        sam.generate(photo, **options)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -362,7 +396,9 @@ def test_another_side(photo):
 
 
 def test_bfloat16_gives_the_same_types(photo):
-    model = TextSam(mobile_miniature(seed=2).bfloat16(), HashedWords(), text_options=TextPromptOptions(min_stability=0.0))
+    model = TextSam(
+        mobile_miniature(seed=2).bfloat16(), HashedWords(), text_options=TextPromptOptions(min_stability=0.0)
+    )
     exact = TextSam(mobile_miniature(seed=2), HashedWords())
     ask = {"points": [[[30, 40]], [[90, 90]]], "text": "cat", "return_logits": True}
     found, expected = model.predict(photo, **ask), exact.predict(photo, **ask)

@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +55,8 @@ def test_python(block: str, photos: Path) -> None:
 
 @pytest.mark.parametrize("command", RUNNABLE)
 def test_console(command: str, photos: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "textsam", *shlex.split(command)[1:]], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    result = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert result.exit_code == 0, result.output
 
 
 def commands() -> dict[str, typer.core.TyperCommand]:

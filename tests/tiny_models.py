@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ SIDE = 128  # px, of the encoder's input
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Fills every parameter and buffer, so that no bias, norm or relative position is at a value that hides a mistake."""
+    """Fills every parameter and buffer, so that no bias or relative position is at a value that hides a mistake."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -91,3 +93,36 @@ def transformers_outputs(model: Any) -> list[torch.Tensor]:
         multimask_output=True,
     )
     return [found.pred_masks[0], found.iou_scores[0]]
+
+
+def meta_state_dict(model: Any) -> dict[str, torch.Tensor]:
+    """What one of Meta's .pth files would hold: all but the text parameters."""
+    own = set(model.text_parameter_names())
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in own}
+
+
+def unit_text(width: int = 48) -> torch.Tensor:
+    """Two random text embeddings (2, width), of unit length."""
+    return torch.nn.functional.normalize(torch.randn(2, width, generator=torch.Generator().manual_seed(9)), dim=-1)
+
+
+def assert_same(first: list[torch.Tensor], second: list[torch.Tensor], **tolerance: float) -> None:
+    """Equal to the last bit, or within `rtol` and `atol`."""
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+def truncate(path: Path, keep: float = 0.5) -> Path:
+    """Cuts a file to the fraction `keep`."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    return path
+
+
+def write(path: Path, content: str | bytes | dict[str, Any]) -> Path:
+    """Writes bytes, text or JSON, into a folder that is made if need be."""
+    path.parent.mkdir(exist_ok=True)
+    if isinstance(content, dict):
+        content = json.dumps(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path

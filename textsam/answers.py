@@ -1,8 +1,7 @@
-"""A question about an encoded photo, answered as `supervision.Detections`: by geometry, by text, or by ranking."""
+"""A question about an encoded photo, answered as `supervision.Detections`: by geometry or by text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,9 +13,9 @@ from textsam.geometry_prompting import segment_prompts
 from textsam.model import TextSamModel
 from textsam.prompts import GeometricPrompts
 from textsam.questions import Question
-from textsam.ranking import MaskEmbedder, RankingOptions, rank_proposals
-from textsam.text_prompting import TextPromptOptions, find_instances, similarity_probability
-from textsam.transforms import mask_to_low_res_logits, masks_at_original_size
+from textsam.text_options import TextPromptOptions
+from textsam.text_prompting import find_instances, similarity_probability
+from textsam.transforms import masks_at_original_size
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -114,51 +113,12 @@ def answer_text(
         masks_at_original_size(found.low_res_logits, encoded.geometry),
         confidence=to_numpy(found.confidence),
         class_id=queries,
-        class_names=_names(question, queries),
+        class_names=names_of(question, queries),
         data=data,
     )
 
 
-def answer_by_ranking(
-    encoded: EncodedImage,
-    question: Question,
-    proposals: sv.Detections,
-    crop_encoder: MaskEmbedder,
-    text_embeddings: Tensor,
-    other_embeddings: Tensor,
-    options: RankingOptions,
-) -> sv.Detections:
-    """The automatic masks that CLIP finds most like each text, those of a text together and best first."""
-    ranked = rank_proposals(
-        encoded.pixels,
-        proposals,
-        crop_encoder,
-        text_embeddings,
-        other_embeddings,
-        options,
-        question.max_instances,
-        question.threshold,
-    )
-    masks = proposals.mask[ranked.proposal_index]  # type: ignore[index]
-    data = {
-        "predicted_iou": proposals.data["predicted_iou"][ranked.proposal_index],
-        "stability_score": proposals.data["stability_score"][ranked.proposal_index],
-        "prompt_index": ranked.query_index,
-        "mask_index": np.zeros(len(ranked.query_index), dtype=np.int64),
-        "presence": ranked.presence,
-        "agreement": ranked.agreement,
-    }
-    if question.return_logits:  # proposals keep no logits, since crops and cleaning have no single low-res frame
-        data["low_res_logits"] = mask_to_low_res_logits(masks, encoded.geometry)[:, 0].numpy()
-    return to_detections(
-        masks,
-        confidence=ranked.confidence,
-        class_id=ranked.query_index,
-        class_names=_names(question, ranked.query_index),
-        data=data,
-    )
-
-
-def _names(question: Question, queries: np.ndarray) -> Sequence[str]:
+def names_of(question: Question, queries: np.ndarray) -> list[str]:
+    """The text of each result, given its number: (N,) -> N names."""
     texts = question.texts or []
     return [texts[query] for query in queries]

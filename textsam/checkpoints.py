@@ -26,14 +26,7 @@ from textsam.conversion import (
     convert_transformers_state_dict,
 )
 from textsam.devices import resolve_device, resolve_dtype
-from textsam.encoders import (
-    CROP_ENCODER,
-    TEXT_ENCODER,
-    deferred_encoders,
-    named_encoders,
-    small_encoders,
-    speaks_clip,
-)
+from textsam.encoders import CROP_ENCODER, TEXT_ENCODER, deferred_encoders, named_encoders, small_encoders, speaks_clip
 from textsam.hub import download, is_repo_id
 from textsam.weights_io import WEIGHTS_PATTERNS, read_folder_tensors, read_tensors
 
@@ -98,6 +91,9 @@ def load(
     from textsam.predictor import TextSam
 
     to_device = resolve_device(device)
+    resolve_dtype(dtype, to_device)  # wrong names are told before anything is fetched
+    if clip is not None:
+        parse_clip_name(clip)
     checkpoint = _read(name_or_path, adapter)
     config = checkpoint.config
     if clip is None:
@@ -119,18 +115,20 @@ def load_model(
     dtype: str | torch.dtype | None = None,
 ) -> TextSamModel:
     """The model alone, without encoders of words and crops: for training. Arguments and errors as for `load`."""
-    return _build(_read(name_or_path, adapter), resolve_device(device), dtype)
+    to_device = resolve_device(device)
+    resolve_dtype(dtype, to_device)
+    return _build(_read(name_or_path, adapter), to_device, dtype)
 
 
 def _read(name_or_path: str | os.PathLike[str] | None, adapter: str | os.PathLike[str] | None) -> Checkpoint:
     name = EMBEDDED if name_or_path is None else os.fspath(name_or_path)
     path = Path(name).expanduser()
-    if path.is_file():
+    if name == EMBEDDED:
+        checkpoint = _read_embedded()
+    elif path.is_file():
         checkpoint = _read_file(path)
     elif name and path.is_dir():  # "" would be the current folder
         checkpoint = _read_folder(path, name)
-    elif name == EMBEDDED:
-        checkpoint = _read_folder(Path(str(files("textsam"))) / "weights" / EMBEDDED, name)
     elif isinstance(name_or_path, os.PathLike) or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
         raise FileNotFoundError(f"There is no file or folder {name!r}.")
     elif is_repo_id(name):
@@ -143,6 +141,13 @@ def _read(name_or_path: str | os.PathLike[str] | None, adapter: str | os.PathLik
         hint = f" Did you mean {full!r}?" if full else ""
         raise ValueError(f"There is no model {name!r}.{hint} Accepted are {ACCEPTED}.")
     return checkpoint if adapter is None else _with_adapter(checkpoint, adapter)
+
+
+def _read_embedded() -> Checkpoint:
+    folder = Path(str(files("textsam"))) / "weights" / EMBEDDED
+    if not folder.is_dir():
+        raise FileNotFoundError(f"This installation lacks its embedded model ({folder}): install textsam again.")
+    return _read_folder(folder, EMBEDDED)
 
 
 def _download(repo_id: str) -> Path:

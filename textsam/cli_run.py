@@ -68,7 +68,7 @@ def run(paths: list[Path], out: Path, predict: Callable[[RgbImage], sv.Detection
     from textsam.runs import run_images
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=errors, transient=True) as progress:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task("", total=len(paths))
 
         def advance(path: Path, outcome: str) -> None:

@@ -88,11 +88,11 @@ def load_open_clip(name: str, pretrained: str | None = None) -> tuple[nn.Module,
                 model_name, pretrained=tag, force_quick_gelu=bool(quick_gelu), require_pretrained=True
             )
         tokenizer = open_clip.get_tokenizer(model_name)
-    except Exception as error:  # noqa: BLE001  (urllib, httpx, hub and file errors share no base class)
+    except Exception as error:  # errors of urllib, httpx, the Hub and files share no base class
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ClipNotAvailableError(
-            f"CLIP {full_name!r} is neither in this machine's cache nor could it be downloaded ({reason}). Connect to the "
-            'network once, or give weights that you have: "MODEL:/path/to/weights" or "local-dir:/path/to/folder".'
+            f"CLIP {full_name!r} is neither in this machine's cache nor could it be downloaded ({reason}). Connect to "
+            'the network once, or give weights that you have: "MODEL:/path/to/weights" or "local-dir:/path/to/folder".'
         ) from error
     _loaded[full_name] = model
     return model, tokenizer
@@ -111,7 +111,9 @@ class TextEncoder(nn.Module):
     def __init__(self, model: Any, tokenizer: Callable[..., Tensor], template: str = "{}") -> None:
         super().__init__()
         if "{}" not in template:
-            raise ValueError(f"template must hold {{}} where the text goes, such as 'a photo of a {{}}', not {template!r}")
+            raise ValueError(
+                f"template must hold {{}} where the text goes, such as 'a photo of a {{}}', not {template!r}"
+            )
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.template = template
@@ -164,7 +166,9 @@ class CropEncoder(nn.Module):
         size = model.visual.image_size
         sides = {size} if isinstance(size, int) else set(size)
         if len(sides) > 1:
-            raise ValueError(f"crops are square, and this CLIP's image tower takes {tuple(size)} pixels: choose another CLIP")
+            raise ValueError(
+                f"crops are square, and this CLIP's image tower takes {tuple(size)} pixels: choose another CLIP"
+            )
         self.image_size = int(sides.pop())
         # open_clip keeps the normalisation of the pretrained weights on the tower.
         settings = getattr(model.visual, "preprocess_cfg", {})

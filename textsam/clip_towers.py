@@ -29,7 +29,9 @@ class VitTower(nn.Module):
     def __init__(self, visual: Any) -> None:
         super().__init__()
         if visual.attn_pool is not None and visual.attn_pool_contrastive is not None:
-            raise TypeError(f"open_clip's attention pooling {visual.attn_pool_type!r} is unfinished there: choose another CLIP")
+            raise TypeError(
+                f"open_clip's attention pooling {visual.attn_pool_type!r} is unfinished there: choose another CLIP"
+            )
         self.visual = visual
         self.grid_hw: tuple[int, int] = tuple(visual.grid_size)
         self.reads_class_token = visual.attn_pool is None and visual.pool_type == "tok"
@@ -177,7 +179,9 @@ class TimmTower(nn.Module):
             ValueError: the tower's head has an attention pool of fixed size.
         """
         if hasattr(self.visual.head, "pool"):
-            raise ValueError("this CLIP's image tower ends in an attention pool of fixed size and has no dense features")
+            raise ValueError(
+                "this CLIP's image tower ends in an attention pool of fixed size and has no dense features"
+            )
         features = self._features(pixel_values, self.visual.trunk)
         if self.has_map:
             cells = features.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]
@@ -223,7 +227,11 @@ def wrap_tower(visual: nn.Module) -> Tower:
     Raises:
         TypeError: a kind of tower that is not known here.
     """
-    kinds = {"VisionTransformer": VitTower, "ModifiedResNet": ResNetTower, "TimmModel": TimmTower}
+    kinds: dict[str, type[VitTower] | type[ResNetTower] | type[TimmTower]] = {
+        "VisionTransformer": VitTower,
+        "ModifiedResNet": ResNetTower,
+        "TimmModel": TimmTower,
+    }
     kind = type(visual).__name__
     if kind not in kinds:
         raise TypeError(f"expected an image tower of open_clip ({', '.join(kinds)}), not {kind}")

@@ -1,7 +1,7 @@
 """Names and sizes of SAM checkpoints: transformers' layout to Meta's, and the configuration that each one needs.
 
-Meta's parameter names are this project's own, so a `.pth` of Meta's needs no renaming. Every key and every shape is
-compared before anything is loaded (`check_state_dict`): a checkpoint fits wholly, or is refused with a list.
+Meta's parameter names are this project's own: a `.pth` of Meta's needs no renaming. A checkpoint fits wholly, name by
+name and shape by shape, or is refused with a list (`check_state_dict`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from textsam.config import TextSamConfig
 
 _MATRIX = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-# transformers' name -> Meta's, tried in order on the whole name. A name that no rule knows is kept, and is then
-# reported as unexpected by `check_state_dict`.
+# transformers' name -> Meta's. A name that no rule knows is kept: `check_state_dict` then calls it unexpected.
 _RULES: tuple[tuple[str, str], ...] = (
     (r"shared_image_embedding\.positional_embedding", _MATRIX),
     (r"prompt_encoder\.shared_embedding\.positional_embedding", _MATRIX),
@@ -44,7 +43,7 @@ _RULES: tuple[tuple[str, str], ...] = (
 )
 _HEAD = re.compile(r"(mask_decoder\.(?:iou_prediction_head|output_hypernetworks_mlps\.\d+))\.(.+)\.(weight|bias)")
 
-# What the model has built in: a configuration that says otherwise would load and be wrong.
+# Built in: a configuration that says otherwise would load and be wrong.
 _REQUIRED: tuple[tuple[str, str, Any], ...] = (
     ("vision_config", "hidden_act", "gelu"),
     ("vision_config", "layer_norm_eps", 1e-6),
@@ -124,9 +123,7 @@ def config_from_transformers(config: Mapping[str, Any]) -> TextSamConfig:
             f"prompt encoder {prompt.hidden_size}, mask decoder {decoder.hidden_size}"
         )
     if wrong:
-        raise ValueError(
-            f"This SAM differs from the released ones in a way that is not built here: {'; '.join(wrong)}."
-        )
+        raise ValueError(f"This SAM differs from the released ones, and is not built here: {'; '.join(wrong)}.")
     return TextSamConfig(
         encoder_type="vit",
         image_size=vision.image_size,
@@ -146,7 +143,6 @@ def config_from_transformers(config: Mapping[str, Any]) -> TextSamConfig:
         iou_head_depth=decoder.iou_head_depth,
         iou_head_hidden=decoder.iou_head_hidden_dim,
         mask_in_chans=prompt.mask_input_channels,
-        text_trained=False,
     )
 
 
@@ -191,7 +187,7 @@ def config_from_state_dict(state_dict: Mapping[str, Tensor]) -> TextSamConfig:
     head_widths = {head_width for _, head_width in tables}
     if len(windows) > 1 or len(head_widths) != 1 or width % max(head_widths):
         raise ValueError(
-            f"The image encoder is not SAM's: for width {width} and a grid of {grid}, its relative-position tables are "
+            f"The image encoder is not SAM's: width {width} and grid {grid} with relative-position tables "
             f"{sorted(set(tables))}; one window size and one head width that divides the width are expected."
         )
     return TextSamConfig(
@@ -213,7 +209,6 @@ def config_from_state_dict(state_dict: Mapping[str, Tensor]) -> TextSamConfig:
         iou_head_depth=_count(state_dict, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\..+"),
         iou_head_hidden=shape["mask_decoder.iou_prediction_head.layers.0.weight"][0],
         mask_in_chans=shape["prompt_encoder.mask_downscaling.3.weight"][0],
-        text_trained=False,
     )
 
 
@@ -233,7 +228,7 @@ def check_state_dict(
         source: what the user asked for, to be named in the error.
 
     Raises:
-        ValueError: one error with all that is missing, unexpected or of another shape (ten names of each, and how many).
+        ValueError: one error: all that is missing, unexpected or of another shape (ten names of each, and the count).
     """
     missing = [name for name in expected if name not in state_dict and name not in may_be_missing]
     unexpected = [name for name in state_dict if name not in expected]

@@ -84,12 +84,10 @@ def square_crop(
     if zero_outside:
         pixels = np.where(inside[..., None], pixels, colour)
     # Only the part inside the picture is resized: the square of a large object at 2x may be far larger than that.
-    ends = [min(size, max(1, round((end - start) * size / side))) for start, end in ((left, x1), (top, y1))]
-    starts = [
-        min(end - 1, round((begin - start) * size / side)) for begin, start, end in zip((x0, y0), (left, top), ends)
-    ]
-    area = (slice(starts[1], ends[1]), slice(starts[0], ends[0]))
-    target = (ends[0] - starts[0], ends[1] - starts[1])
+    scale = size / side
+    right, bottom = (min(size, max(1, round(end * scale))) for end in (x1 - left, y1 - top))
+    crop_left, crop_top = min(right - 1, round((x0 - left) * scale)), min(bottom - 1, round((y0 - top) * scale))
+    area, target = (slice(crop_top, bottom), slice(crop_left, right)), (right - crop_left, bottom - crop_top)
     crop = np.broadcast_to(colour, (size, size, 3)).copy()
     crop[area] = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(target, Image.Resampling.BICUBIC))
     coverage = np.zeros((size, size), np.float32)

@@ -89,8 +89,8 @@ def named_encoders(clip: str, config: TextSamConfig, device: torch.device) -> tu
         trained_for = ":".join(part for part in (config.clip_name, config.clip_pretrained) if part)
         if text_encoder.embed_dim != config.clip_dim:
             raise ValueError(
-                f"clip={clip!r} has width {text_encoder.embed_dim}, but the model was trained for {trained_for} of width "
-                f"{config.clip_dim}; ask for that one, or give an adapter that was trained for yours."
+                f"clip={clip!r} has width {text_encoder.embed_dim}, but the model was trained for {trained_for} of "
+                f"width {config.clip_dim}; ask for that one, or give an adapter that was trained for yours."
             )
         own_name = config.clip_name.removesuffix("-quickgelu")  # open_clip's second name for the same weights
         if (name.removesuffix("-quickgelu"), tag) != (own_name, config.clip_pretrained):

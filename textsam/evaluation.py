@@ -129,7 +129,7 @@ def _evaluate_set(
         if wants_words and not names_known:
             tally.names, tally.unknown_names = known_names(model, list(dataset.categories.values()))
             names_known = True
-        if options.prompts != ("text",):
+        if any(options.asks(prompt) for prompt in ("box", "point", "text+point")):
             _evaluate_geometry(model, dataset, image, options, tally, state)
         if options.asks("text"):
             present = semantic_truth(semantic[image.id], truth) if truth and image.id in semantic else None
@@ -201,7 +201,8 @@ def _model_name(model: object) -> str:
     if model is None or isinstance(model, str | Path):
         return "textsam-tiny" if model is None else str(model)
     config = getattr(getattr(model, "model", None), "config", None)
-    return str(getattr(config, "name_or_path", "") or type(model).__name__)
+    name = str(getattr(config, "name_or_path", "")) or type(model).__name__
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _progress(console: Console | None) -> Progress:

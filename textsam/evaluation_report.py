@@ -131,7 +131,7 @@ class Report:
                 "pairs": lambda s: str(sum(count for _, count in s.text["per_class"].values()) if s.text else 0),
                 "IoU pairs": lambda s: _number(_get(s.text, "miou_pairs")),
                 "IoU classes": lambda s: _number(_get(s.text, "miou_classes")),
-                "IoU data set": lambda s: _number(_get(s.text, "iou_dataset")),
+                "data set IoU": lambda s: _number(_get(s.text, "iou_dataset")),
                 "AP": lambda s: _number(_get(s.text, "ap")),
                 "AP50": lambda s: _number(_get(s.text, "ap50")),
                 "absence AUROC": lambda s: _number(_get(s.absence, "auroc")),
@@ -145,15 +145,16 @@ class Report:
     def _table(self, title: str, columns: dict[str, Callable[[Summary], str]]) -> Table:
         rows = self._rows()
         table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column("set", overflow="fold")
+        table.add_column("set", no_wrap=True)
         shown = {k: [get(s) for s in rows] for k, get in columns.items()}
         shown = {k: values for k, values in shown.items() if any(v != "-" for v in values)}
         for heading in shown:
             table.add_column(heading, justify="right", min_width=5)
+        names = [summary.name for summary in self.sets]
         for index, summary in enumerate(rows):
             if summary is self.overall:
                 table.add_section()
-            table.add_row(summary.name, *(values[index] for values in shown.values()))
+            table.add_row(_short(summary.name, names), *(values[index] for values in shown.values()))
         return table
 
     def _notes(self) -> list[str]:
@@ -239,6 +240,12 @@ def mean_of_sets(summaries: list[Summary]) -> dict[str, float]:
 
 def _clicks_column(count: int) -> Callable[[Summary], str]:
     return lambda summary: _number(summary.clicks.get(count))
+
+
+def _short(name: str, all_names: list[str]) -> str:
+    """folder/stem -> folder, where all stems are the same."""
+    stems = {other.rpartition("/")[2] for other in all_names}
+    return name.rpartition("/")[0] if len(stems) == 1 and len(all_names) > 1 and "/" in name else name
 
 
 def _number(value: float | None) -> str:

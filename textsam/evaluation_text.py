@@ -190,6 +190,7 @@ def absence_auroc(scores: TextScores) -> dict[str, Any]:
         auroc_confusable: over images with exactly one of two confusable names, the score of the one that is there
             against the score of the other; confusable: "a / b" -> (auroc, share of images where the right one scores
             higher, count of images).
+        per_name: name -> (auroc between the photos with it and those without, count of photos with it).
     """
     positives = [score for _, score, there in scores.presence if there]
     negatives = [score for _, score, there in scores.presence if not there]
@@ -206,7 +207,16 @@ def absence_auroc(scores: TextScores) -> dict[str, Any]:
         "absent": len(negatives),
         "auroc_confusable": auroc([p[2] for p in scores.pairs], [p[3] for p in scores.pairs]),
         "confusable": confusable,
+        "per_name": _auroc_per_name(scores),
     }
+
+
+def _auroc_per_name(scores: TextScores) -> dict[str, tuple[float, int]]:
+    by_name: dict[str, tuple[list[float], list[float]]] = {}
+    for name, score, there in scores.presence:
+        by_name.setdefault(name, ([], []))[0 if there else 1].append(score)
+    values = {name: (auroc(there, absent), len(there)) for name, (there, absent) in sorted(by_name.items())}
+    return {name: (value, count) for name, (value, count) in values.items() if value is not None}
 
 
 def average_precision(scores: TextScores, images: int, names: int) -> AveragePrecision:

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
-from collections import OrderedDict
+import difflib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from textsam.answers import answer_by_ranking, answer_geometry, answer_text
-
-from textsam.detections import to_numpy
+from textsam.answers import answer_geometry, answer_text
+from textsam.automatic import generate
+from textsam.automatic_options import AutomaticOptions
+from textsam.detections import to_detections, to_numpy
 from textsam.encoded_image import EncodedImage, encode_images
 from textsam.images import read_image
 from textsam.model import TextSamModel
 from textsam.prompts import GeometricPrompts, check_geometry, check_texts
 from textsam.questions import Question, ask, spread_prompts
-from textsam.ranking import BACKGROUND_TEXTS, RankingOptions, proposal_agreement
-from textsam.text_prompting import TextPromptOptions, similarity_probability, text_presence
+from textsam.ranker import NAMES_NOTICE, Ranker
+from textsam.ranking import RankingOptions
+from textsam.text_options import TextPromptOptions
+from textsam.text_prompting import similarity_probability, text_presence
 from textsam.transforms import ImageGeometry
-from textsam.vocabulary import UnknownNameError
+from textsam.words import Words
 
 if TYPE_CHECKING:
     import supervision as sv
-
-# Embeddings of this many texts are kept, a few kB each.
-_TEXTS_KEPT = 1024
-_ADAPTER = "For a trained text prompt give an adapter: textsam.load(..., adapter=...)."
-_RANKING_NOTICE = (
-    "This model's text prompt is not trained: words are found by ranking automatic masks with CLIP, which takes longer. "
-    + _ADAPTER
-)
-_NAMES_NOTICE = (
-    "This model's text prompt is not trained: text beside points, boxes or masks only names the results. " + _ADAPTER
-)
 
 
 class TextSam:
@@ -64,16 +56,15 @@ class TextSam:
         text_options: TextPromptOptions | None = None,
         ranking_options: RankingOptions | None = None,
     ) -> None:
+        config = model.config
         self.model = model.eval()
-        self._text_encoder = text_encoder
-        self._crop_encoder = crop_encoder
-        self.image_size = model.config.image_size if image_size is None else image_size
+        self.image_size = config.image_size if image_size is None else image_size
         self.pad_to_square = pad_to_square
         self.text_options = text_options or TextPromptOptions()
-        self.ranking_options = ranking_options or RankingOptions()
+        # Ranking may use any CLIP; a trained text prompt only the one it was trained with.
+        self._words = Words(text_encoder, config.clip_dim if config.text_trained else None, config.clip_name)
+        self._ranker = Ranker(self._words, crop_encoder, self._generate, ranking_options or RankingOptions())
         self._image: EncodedImage | None = None
-        self._text_embeddings: OrderedDict[str, Tensor] = OrderedDict()
-        self._noticed: set[str] = set()
 
     @property
     def device(self) -> torch.device:
@@ -83,14 +74,12 @@ class TextSam:
     @property
     def text_encoder(self) -> Any:
         """The encoder of words, made now if it was to be made on first use; None when there is none."""
-        self._text_encoder = _made(self._text_encoder)
-        return self._text_encoder
+        return self._words.encoder
 
     @property
     def crop_encoder(self) -> Any:
         """The encoder of masks, made now if it was to be made on first use; None when there is none."""
-        self._crop_encoder = _made(self._crop_encoder)
-        return self._crop_encoder
+        return self._ranker.crop_encoder
 
     @torch.inference_mode()
     def set_image(self, image: Any) -> None:
@@ -231,9 +220,33 @@ class TextSam:
             return np.zeros(0, dtype=np.float32)
         embeddings = self._embed(names)
         if not self.model.config.text_trained:
-            return self._ranking_agreement(encoded, names).amax(1).numpy()
+            return self._ranker.agreement(encoded, names).amax(1).numpy()
         similarity = similarity_probability(self.model, encoded.embeddings, encoded.geometry, embeddings)
         return to_numpy(text_presence(self.model, encoded.embeddings, embeddings, similarity))
+
+    @torch.inference_mode()
+    def generate(self, image: Any = None, **options: Any) -> sv.Detections:
+        """Automatic masks: everything in a photo, asked for by a grid of points.
+
+        Args:
+            image: the photo, which does not replace the one that is set; None: the one that is set.
+            options: fields of `textsam.automatic_options.AutomaticOptions`.
+        Returns:
+            As `predict`, in order of predicted IoU; data: predicted_iou, stability_score, class_name ("object"),
+            point_coords (N, 2), the point that asked for each mask, and crop_box (N, 4), the part of the photo that it
+            was found in.
+        Raises:
+            TypeError: an option that does not exist, naming those that do. ValueError: a value out of its range.
+        """
+        names = [field.name for field in fields(AutomaticOptions)]
+        for name in options:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}."
+                raise TypeError(f"generate has no option {name!r}: {hint}")
+        checked = AutomaticOptions(**options)
+        encoded = self._current_image() if image is None else self._encode([read_image(image)])[0]
+        return self._generate(encoded, checked)
 
     # -- what happens to one photo -------------------------------------------------------------------------------------
 
@@ -266,87 +279,33 @@ class TextSam:
             if question.texts is not None and trained:
                 texts = self._embed(question.texts)
             elif question.texts is not None:
-                self._notice(_NAMES_NOTICE)
+                self._ranker.notice(NAMES_NOTICE)
             return answer_geometry(self.model, encoded, question, prompts, texts, self.text_options)
-        names = question.texts or []
-        if trained:
-            negatives = self._embed(question.negative_texts) if question.negative_texts else None
-            return answer_text(self.model, encoded, question, self._embed(names), negatives, self.text_options)
-        crop_encoder, others = self._ranking_encoder(), self._others(names, question.negative_texts)
-        proposals = self._proposals(encoded)
-        return answer_by_ranking(
-            encoded, question, proposals, crop_encoder, self._embed(names), others, self.ranking_options
-        )
-
-    # -- words ---------------------------------------------------------------------------------------------------------
+        if not trained:
+            return self._ranker.answer(encoded, question)
+        negatives = self._embed(question.negative_texts) if question.negative_texts else None
+        texts = self._embed(question.texts or [])
+        return answer_text(self.model, encoded, question, texts, negatives, self.text_options)
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
-        """(Q, D) of unit length on the model's device; each text is encoded once and remembered."""
-        encoder = self.text_encoder
-        if encoder is None:
-            raise ValueError('Expected a model with a text encoder, got none: textsam.load(clip="ViT-B-32:openai").')
-        new = [text for text in dict.fromkeys(texts) if text not in self._text_embeddings]
-        if new:
-            width = self.model.config.clip_dim
-            embeddings = encoder.encode(new)
-            if self.model.config.text_trained and embeddings.shape[-1] != width:
-                raise ValueError(
-                    f"Expected text embeddings of width {width}, got {embeddings.shape[-1]}: "
-                    f"this text prompt belongs to {self.model.config.clip_name}."
-                )
-            self._text_embeddings.update(zip(new, embeddings, strict=True))
-        for text in texts:
-            self._text_embeddings.move_to_end(text)
-        result = torch.stack([self._text_embeddings[text] for text in texts]).to(self.device)
-        while len(self._text_embeddings) > _TEXTS_KEPT:
-            self._text_embeddings.popitem(last=False)
-        return result
+        return self._words.embed(texts, self.device)
 
-    # -- text by ranking -----------------------------------------------------------------------------------------------
-
-    def _notice(self, notice: str) -> None:
-        """Say once what text cannot do with this model."""
-        if notice not in self._noticed:
-            self._noticed.add(notice)
-            warnings.warn(notice, UserWarning, stacklevel=5)
-
-    def _ranking_encoder(self) -> Any:
-        if self.crop_encoder is None:
-            raise ValueError(
-                "Expected a crop encoder or a trained text prompt, got neither: textsam.load with clip=... or adapter=..."
-            )
-        self._notice(_RANKING_NOTICE)
-        return self.crop_encoder
-
-    def _proposals(self, encoded: EncodedImage) -> sv.Detections:
-        if encoded.proposals is None:
-            encoded.proposals = self._generate(encoded)
-        return encoded.proposals
-
-    def _others(self, texts: Sequence[str], negatives: Sequence[str]) -> Tensor:
-        """Embeddings of what may win against the texts: (P, D)."""
-        asked = {text.casefold() for text in texts}
-        others = [self._embed(negatives)] if negatives else []
-        for text in BACKGROUND_TEXTS:
-            if text.casefold() not in asked:
-                with suppress(UnknownNameError):  # an encoder of a closed vocabulary may lack a generic name
-                    others.append(self._embed([text]))
-        return torch.cat(others) if others else self._embed(texts)[:0]
-
-    def _ranking_agreement(self, encoded: EncodedImage, texts: Sequence[str]) -> Tensor:
-        return proposal_agreement(
+    def _generate(self, encoded: EncodedImage, options: AutomaticOptions | None = None) -> sv.Detections:
+        found = generate(
+            self.model,
             encoded.pixels,
-            self._proposals(encoded),
-            self._ranking_encoder(),
-            self._embed(texts),
-            self._others(texts, []),
-            self.ranking_options,
+            options,
+            embeddings=encoded.embeddings,
+            side=self.image_size,
+            pad_to_square=self.pad_to_square,
         )
-
-
-def _made(encoder: Any) -> Any:
-    """An encoder, or the result of the function that makes it."""
-    return encoder if encoder is None or hasattr(encoder, "encode") else encoder()
+        data = {
+            "predicted_iou": found.predicted_iou,
+            "stability_score": found.stability_score,
+            "point_coords": found.points_xy,
+            "crop_box": found.crop_boxes_xyxy,
+        }
+        return to_detections(found.masks(), confidence=found.predicted_iou.clip(0, 1), data=data)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ to the embeddings of the names of cropped objects (see `train/text_encoder.py` a
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import zlib
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ class SmallTextEncoder(nn.Module):
         self.num_buckets, self.num_heads, self.embed_dim = num_buckets, num_heads, embed_dim
         self.ngrams = nn.EmbeddingBag(num_buckets, width, mode="mean")
         # Positions count from the last word, where an English name has its noun.
-        self.positions = nn.Parameter(torch.zeros(MAX_WORDS, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(MAX_WORDS, width))
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -86,6 +87,8 @@ class SmallTextEncoder(nn.Module):
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Embed texts as they are written, known or not: (Q, D), L2-normalised."""
+        if not texts:
+            return torch.zeros(0, self.embed_dim, device=self.device)
         words = [normalize(text).split()[-MAX_WORDS:][::-1] or [""] for text in texts]
         features = [word_features(word, self.num_buckets) for text in words for word in text]
         offsets = np.cumsum([0] + [len(feature) for feature in features])[:-1]
@@ -118,8 +121,6 @@ class SmallTextEncoder(nn.Module):
             UnknownNameError: a text names nothing in the vocabulary; the message lists close names.
         """
         names = [self.vocabulary.find(text) for text in validate_texts(texts)]
-        if not names:
-            return torch.zeros(0, self.embed_dim, device=self.device)
         return self(names)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
@@ -130,7 +131,7 @@ class SmallTextEncoder(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> SmallTextEncoder:
         """Read what `save_pretrained` wrote, in float32 and eval mode; missing or foreign weights are an error."""
-        model = cls(Vocabulary.load(_existing(folder, VOCABULARY_FILE)), **_read_config(folder))
+        model = cls(Vocabulary.load(_existing(folder, VOCABULARY_FILE)), **_read_config(cls, folder))
         return _load(model, folder)
 
 
@@ -195,7 +196,7 @@ class SmallCropEncoder(nn.Module):
                 )
                 for mask in masks[start : start + BATCH_SIZE]
             ]
-            crops, coverage = (torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*pairs))
+            crops, coverage = (torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*pairs, strict=True))
             embeddings.append(self(crops, coverage))
         return torch.cat(embeddings)
 
@@ -223,7 +224,7 @@ class SmallCropEncoder(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> SmallCropEncoder:
         """Read what `save_pretrained` wrote, in float32 and eval mode; missing or foreign weights are an error."""
-        return _load(cls(**_read_config(folder)), folder)
+        return _load(cls(**_read_config(cls, folder)), folder)
 
 
 def _save(model: nn.Module, folder: str | Path, sizes: dict[str, int], dtype: torch.dtype) -> None:
@@ -232,6 +233,7 @@ def _save(model: nn.Module, folder: str | Path, sizes: dict[str, int], dtype: to
     (folder / CONFIG_FILE).write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
     state = {name: value.detach().cpu().to(dtype).contiguous() for name, value in model.state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE)
+    (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it to the owner alone, and packages keep that
 
 
 def _existing(folder: str | Path, name: str) -> Path:
@@ -241,14 +243,17 @@ def _existing(folder: str | Path, name: str) -> Path:
     return path
 
 
-def _read_config(folder: str | Path) -> dict[str, Any]:
+def _read_config(kind: type[nn.Module], folder: str | Path) -> dict[str, Any]:
     path = _existing(folder, CONFIG_FILE)
     try:
         sizes = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(sizes, dict) or not all(isinstance(value, int) for value in sizes.values()):
+    if not isinstance(sizes, dict) or not all(type(value) is int and value > 0 for value in sizes.values()):
         raise ValueError(f'{path} must hold whole numbers by name, such as {{"embed_dim": 512}}')
+    known = set(inspect.signature(kind).parameters) - {"vocabulary"}
+    if set(sizes) - known:
+        raise ValueError(f"{path} holds {sorted(set(sizes) - known)}; {kind.__name__} has only {sorted(known)}")
     return sizes
 
 

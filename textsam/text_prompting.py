@@ -11,55 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
 from textsam.detections import confidence_score, mask_nms, stability_scores
 from textsam.model import TextSamModel
 from textsam.modeling.structures import ImageEmbeddings
+from textsam.text_guesses import grid_points, guess_prompts
+from textsam.text_options import TextPromptOptions
 from textsam.transforms import LOW_RES_STRIDE, ImageGeometry
-
-
-@dataclass(frozen=True)
-class TextPromptOptions:
-    """Every constant of text prompting.
-
-    Attributes:
-        presence_threshold: a text whose presence is below it is taken as absent, and no guess is made.
-        confidence_threshold: instances of a lower confidence are dropped, unless the caller gives a threshold.
-        region_threshold: similarity probability above which a position belongs to a text's region.
-        peak_threshold: similarity probability that a peak needs to become a point.
-        peak_radius: a peak is the maximum of a window of 2 * radius + 1 positions of the similarity map.
-        points_per_side: with a similarity head: spacing of the grid points that cover a region, as points per long
-            side of the photo, beside the peaks.
-        grid_points_per_side: without a similarity head: the whole grid's.
-        max_points: at most this many points for each text, the most similar first.
-        use_boxes: also ask with the box of each connected region.
-        min_region: a connected region of fewer positions gets no box.
-        points_per_batch: prompts in one decoder call.
-        multimask_output: let each point offer three masks, of which the best scored is kept.
-        ring_weight: how far similarity just outside a mask counts against it (a part of a thing has the rest around).
-        iou_threshold, containment_threshold: see `mask_nms`.
-        min_stability: masks whose stability score is below it are dropped.
-    """
-
-    presence_threshold: float = 0.3
-    confidence_threshold: float = 0.25
-    region_threshold: float = 0.5
-    peak_threshold: float = 0.5
-    peak_radius: int = 2
-    points_per_side: int = 16
-    grid_points_per_side: int = 16
-    max_points: int = 48
-    use_boxes: bool = True
-    min_region: int = 2
-    points_per_batch: int = 64
-    multimask_output: bool = True
-    ring_weight: float = 0.5
-    iou_threshold: float = 0.5
-    containment_threshold: float = 0.8
-    min_stability: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -182,53 +142,6 @@ def text_presence(
     return (presence * similarity.flatten(1).amax(1)).sqrt()
 
 
-def guess_prompts(
-    probability: np.ndarray, geometry: ImageGeometry, options: TextPromptOptions
-) -> tuple[np.ndarray, np.ndarray]:
-    """Points and boxes, in input pixels, that one text's similarity map suggests.
-
-    Args:
-        probability: (hc, wc) in [0, 1], covering the padded input.
-    Returns:
-        points (P, 2) xy: the peaks, then grid points inside the region, P at most `max_points`; boxes (R, 4) xyxy of
-        the connected regions.
-    """
-    height, width = geometry.resized_size_hw
-    cell_y, cell_x = (n / cells for n, cells in zip(geometry.padded_size_hw, probability.shape, strict=True))
-    size = 2 * options.peak_radius + 1
-    is_peak = ndimage.maximum_filter(probability, size=size) == probability
-    # The highest peak counts in any case: whoever asks with a low threshold gets an answer of low confidence.
-    is_peak &= probability >= min(options.peak_threshold, probability.max())
-    rows, columns = np.nonzero(is_peak)
-    order = np.argsort(-probability[rows, columns], kind="stable")[: options.max_points]
-    peaks = np.stack([(columns[order] + 0.5) * cell_x, (rows[order] + 0.5) * cell_y], axis=1)
-    peaks = np.minimum(peaks, (width, height))  # the last cell may reach into the padding
-
-    grid = grid_points(geometry, options.points_per_side)
-    at_grid = probability[(grid[:, 1] / cell_y).astype(int), (grid[:, 0] / cell_x).astype(int)]
-    order = np.argsort(-at_grid, kind="stable")
-    order = order[at_grid[order] >= options.region_threshold][: options.max_points - len(peaks)]
-    points = np.concatenate([peaks, grid[order]])
-
-    boxes = []
-    if options.use_boxes:
-        labels, _ = ndimage.label(probability >= options.region_threshold, structure=np.ones((3, 3)))
-        for number, (rows_slice, columns_slice) in enumerate(ndimage.find_objects(labels), start=1):
-            if (labels[rows_slice, columns_slice] == number).sum() >= options.min_region:
-                left, right = columns_slice.start * cell_x, columns_slice.stop * cell_x
-                boxes.append([left, rows_slice.start * cell_y, right, rows_slice.stop * cell_y])
-    return points, np.minimum(np.array(boxes).reshape(-1, 4), (width, height, width, height))
-
-
-def grid_points(geometry: ImageGeometry, points_per_side: int) -> np.ndarray:
-    """A regular grid of points over the photo: (P, 2) xy in input pixels, `points_per_side` along the long side."""
-    height, width = geometry.resized_size_hw
-    step = max(height, width) / points_per_side
-    count_y, count_x = max(round(height / step), 1), max(round(width / step), 1)
-    x, y = (np.arange(count_x) + 0.5) * width / count_x, (np.arange(count_y) + 0.5) * height / count_y
-    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-
-
 def decode_guesses(
     model: TextSamModel,
     image: ImageEmbeddings,
@@ -302,19 +215,22 @@ def score_masks(
 def mask_agreement(masks: Tensor, probability: Tensor, ring_weight: float) -> Tensor:
     """How far masks agree with one text's similarity map.
 
-    agreement = mean probability inside * (1 - ring_weight * mean probability just outside). The ring is one position
-    of the similarity map wide.
+    agreement = mean probability inside * (1 - ring_weight * mean probability just outside). The ring is as wide as one
+    position of the similarity map is at the masks' resolution.
 
     Args:
         masks: (N, 4h, 4w) bool and probability: (hc, wc) in [0, 1], both with their padding cleared.
     Returns:
         (N,) float32 in [0, 1]; 0 for an empty mask.
     """
-    occupancy = F.interpolate(masks[:, None].float(), tuple(probability.shape), mode="area")
-    ring = (F.max_pool2d(occupancy, 3, stride=1, padding=1) - occupancy).clamp(min=0)
-    inside = (occupancy * probability).sum((1, 2, 3)) / occupancy.sum((1, 2, 3)).clamp(min=1e-6)
-    outside = (ring * probability).sum((1, 2, 3)) / ring.sum((1, 2, 3)).clamp(min=1e-6)
-    return inside * (1.0 - ring_weight * outside)
+    width = max(masks.shape[-1] // probability.shape[-1], 1)
+    fine = F.interpolate(probability[None, None], masks.shape[-2:], mode="bilinear", align_corners=False)
+    inside = masks[:, None].float()
+    ring = F.max_pool2d(inside, 2 * width + 1, stride=1, padding=width) - inside
+    mean_inside, mean_outside = (
+        (area * fine).sum((1, 2, 3)) / area.sum((1, 2, 3)).clamp(min=1) for area in (inside, ring)
+    )
+    return mean_inside * (1.0 - ring_weight * mean_outside)
 
 
 def keep_best(

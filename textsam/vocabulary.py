@@ -15,15 +15,15 @@ from pathlib import Path
 MAX_TEXT_LENGTH = 1000  # characters; CLIP itself reads 77 tokens
 MAX_SUGGESTIONS = 5
 
-_DETERMINERS = frozenset(
-    "a an the this that these those some any one two three four five six seven eight nine ten several many few all "
-    "every each both another other my your his her its our their".split()
-)
+_DETERMINER_WORDS = """
+    a an the this that these those some any one two three four five six seven eight nine ten several many few all
+    every each both another other my your his her its our their
+"""
 # What is asked for follows these words ("a photo of a dog"), or precedes the preposition ("a dog on the grass").
-_TEMPLATE = re.compile(
-    r"^(?:(?:an?|the|this|one|some|my) )?(?:[a-z-]+ ){0,2}?(?:photos?|photographs?|pictures?|images?|pics?|snapshots?|renderings?|"
-    r"drawings?|paintings?|sketch(?:es)?|close-?ups?|views?|crops?|groups?|pairs?|bunch|herd|flock|crowd|piece|pieces|"
-    r"lot|lots|kind|type|number|couple) of "
+_FRAME = re.compile(
+    r"^(?:(?:an?|the|this|one|some|my) )?(?:[a-z-]+ ){0,2}?"
+    r"(?:photos?|photographs?|pictures?|images?|pics?|snapshots?|renderings?|drawings?|paintings?|sketch(?:es)?|"
+    r"close-?ups?|views?|crops?|groups?|pairs?|bunch|herd|flock|crowd|pieces?|lots?|kind|type|number|couple) of "
 )
 _REQUEST = re.compile(
     r"^(?:please )?(?:(?:find|segment|show|select|mark|detect|cut out|there is|there are|it is|this is) (?:me )?)+"
@@ -32,19 +32,22 @@ _PREPOSITION = re.compile(
     r" (?:on|in|at|with|without|under|over|behind|near|beside|by|from|of|inside|against|above|below|next to|"
     r"in front of|wearing|holding|riding|sitting|standing|lying|running|walking|eating|playing|that|which|who) "
 )
-_ADJECTIVES = frozenset(
-    "small big large little tiny huge giant tall short long wide narrow thin thick fat slim old new young ancient modern vintage "
-    "antique red green blue yellow orange purple pink brown black white gray grey golden silver beige dark light bright "
-    "pale colorful colourful cute nice good bad beautiful pretty ugly clean dirty wet dry hot cold warm cool fresh ripe "
-    "raw empty full open closed broken round square flat sharp soft hard smooth rough heavy wooden metal plastic glass leather "
-    "paper stone brick concrete steel iron ceramic cotton woollen woolen single double left right front back upper lower top "
-    "bottom middle nearest closest far near main wild domestic adult male female baby alone same different whole entire half "
-    "fancy plain elegant expensive cheap simple weird strange funny fast slow quiet loud happy sad angry calm "
-    "beloved favorite favourite real fake toy blurry sleek tame lone stray brave gentle proud mature juvenile "
-    "navy cream crimson scarlet teal turquoise maroon violet magenta cyan rusty".split()
-)
+_ADJECTIVE_WORDS = """
+    small big large little tiny huge giant tall short long wide narrow thin thick fat slim old new young ancient
+    modern vintage antique red green blue yellow orange purple pink brown black white gray grey golden silver
+    beige dark light bright pale colorful colourful cute nice good bad beautiful pretty ugly clean dirty wet dry
+    hot cold warm cool fresh ripe raw empty full open closed broken round square flat sharp soft hard smooth rough
+    heavy wooden metal plastic glass leather paper stone brick concrete steel iron ceramic cotton woollen woolen
+    single double left right front back upper lower top bottom middle nearest closest far near main wild domestic
+    adult male female baby alone same different whole entire half fancy plain elegant expensive cheap simple weird
+    strange funny fast slow quiet loud happy sad angry calm beloved favorite favourite real fake toy blurry sleek
+    tame lone stray brave gentle proud mature juvenile navy cream crimson scarlet teal turquoise maroon violet
+    magenta cyan rusty
+"""
 # Endings of participles and of derived adjectives: fluffy, striped, sitting, golden, colourful, reddish, famous.
 _ADJECTIVE_ENDINGS = ("y", "ed", "ing", "en", "ful", "less", "ish", "ous", "ive", "able", "ible", "ic", "est")
+_DETERMINERS = frozenset(_DETERMINER_WORDS.split())
+_ADJECTIVES = frozenset(_ADJECTIVE_WORDS.split())
 _IRREGULAR_PLURALS = {
     "men": "man", "women": "woman", "people": "person", "children": "child", "mice": "mouse", "geese": "goose",
     "feet": "foot", "teeth": "tooth", "oxen": "ox", "dice": "dice", "calves": "calf", "buses": "bus", "gases": "gas",
@@ -173,12 +176,12 @@ class Vocabulary:
             return []
         phrase = " ".join(words)
         keys = list(self._name_of)
-        close = difflib.get_close_matches(phrase, keys, n=limit, cutoff=0.7)
+        close = difflib.get_close_matches(phrase, keys, n=limit, cutoff=0.65)
         for word in (words[-1], *words[:-1]):
             found = self._lookup([word])
             close += [found] if found else []
         for word in words:
-            close += difflib.get_close_matches(word, keys, n=limit, cutoff=0.7)
+            close += difflib.get_close_matches(word, keys, n=limit, cutoff=0.65)
         close += [key for key in keys if len(words[-1]) > 2 and words[-1] in key.split()]
         return list(dict.fromkeys(self._name_of[key] for key in close))[:limit]
 
@@ -210,10 +213,10 @@ class Vocabulary:
         return None
 
     def _without_frame(self, cleaned: str) -> list[str]:
-        """Words of a cleaned text without a request, a frame ("a photo of") and determiners, unless they are a name's."""
-        cleaned = _REQUEST.sub("", cleaned)
+        """Words of a cleaned text without a request, a frame ("a photo of") and determiners that no name has."""
+        cleaned = _REQUEST.sub("", cleaned.removesuffix(" please"))
         for _ in range(3):  # "a photo of a group of dogs"
-            rest = _TEMPLATE.sub("", cleaned)
+            rest = _FRAME.sub("", cleaned)
             if rest == cleaned:
                 break
             cleaned = rest

@@ -74,7 +74,7 @@ class CocoSamples(Dataset):
         instances: int,
         seed: int,
         length: int,
-        scale_range: tuple[float, float] = (0.5, 2.0),
+        scale_range: tuple[float, float] = (0.75, 2.0),
         min_cells: float = 6.0,
     ) -> None:
         self.size, self.instances, self.seed, self.length = size, instances, seed, length

@@ -36,12 +36,12 @@ class LoopOptions:
 
     steps: int = 3000
     batch_size: int = 8
-    lr: float = 6e-4
-    trunk_lr: float = 1.5e-4
+    lr: float = 2.5e-3
+    trunk_lr: float = 3e-4
     weight_decay: float = 0.02
     warmup: int = 60
     decay_from: float = 0.7
-    clip_norm: float = 1.0
+    clip_norm: float = 5.0
     ema_decay: float = 0.995
     mixed_precision: str = "bf16"
     frozen: tuple[str, ...] = ()

@@ -28,6 +28,14 @@ def bce_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return _pixel_mean(F.binary_cross_entropy_with_logits(logits, targets, reduction="none"), weights)
 
 
+def balance(targets: Tensor, weights: Tensor, limit: float = 10.0) -> Tensor:
+    """Pixel weights under which a small mask is not drowned by its background: the mask's pixels count by the root of
+    how much rarer they are, at most `limit`. Shapes as `focal_loss`."""
+    share = ((targets * weights).sum((-1, -2)) / weights.sum((-1, -2)).clamp(min=1)).clamp(1e-4, 0.5)
+    rarity = ((1 - share) / share).sqrt().clamp(max=limit)[..., None, None]
+    return weights * (1 + (rarity - 1) * targets)
+
+
 def dice_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """1 - 2 |A B| / (|A| + |B|), one added above and below so that two empty masks agree; as `focal_loss`.
 

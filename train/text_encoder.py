@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,12 +24,13 @@ from textsam.vocabulary import Vocabulary, _plain, singulars
 # LVIS names of several words were embedded with underscores, so every other source is preferred to it.
 SOURCE_ORDER = ("coco", "objects365", "openimages", "lvis")
 TEMPLATES = (
-    "a {}", "an {}", "the {}", "{}", "photo of a {}", "a photo of a {}", "a picture of the {}", "an image of a {}", "my {}",
-    "one {}", "some {}", "this {}", "a photo of the {}", "a close-up of a {}",
+    "a {}", "an {}", "the {}", "{}", "photo of a {}", "a photo of a {}", "a picture of the {}", "an image of a {}",
+    "my {}", "one {}", "some {}", "this {}", "a photo of the {}", "a close-up of a {}",
 )  # fmt: skip
 ADJECTIVES = (
-    "small", "big", "red", "blue", "old", "new", "white", "tall", "dirty", "shiny", "wooden", "broken", "striped", "brown",
-    "yellow", "fluffy", "left", "nearest", "long", "round", "empty", "pretty", "dark", "open", "plain", "heavy",
+    "small", "big", "red", "blue", "old", "new", "white", "tall", "dirty", "shiny", "wooden", "broken", "striped",
+    "brown", "yellow", "fluffy", "left", "nearest", "long", "round", "empty", "pretty", "dark", "open", "plain",
+    "heavy",
 )  # fmt: skip
 # Never seen in training; `evaluate` uses them.
 HELD_OUT_TEMPLATES = ("a snapshot of a {}", "that {}", "please find the {}", "her {}")
@@ -38,19 +38,22 @@ HELD_OUT_ADJECTIVES = ("tiny", "green", "young", "golden", "cute", "wet", "large
 # Other spellings and everyday words for names of the list (checked against it by Vocabulary).
 EVERYDAY = {
     "aeroplane": "airplane", "plane": "airplane", "motorbike": "motorcycle", "bike": "bicycle", "human": "person",
-    "pedestrian": "person", "lady": "woman", "tv monitor": "monitor/tv", "tvmonitor": "monitor/tv", "monitor": "monitor/tv",
-    "diningtable": "dining table", "pottedplant": "potted plant", "plant": "potted plant", "pants": "trousers", "bra": "brassiere",
-    "purse": "wallet/purse", "hair": "human hair", "face": "human face", "eye": "human eye", "ear": "human ear", "nose": "human nose",
-    "mouth": "human mouth", "head": "human head", "hand": "human hand", "arm": "human arm", "leg": "human leg",
-    "foot": "human foot", "beard": "human beard", "phone": "mobile phone", "cellphone": "cell phone", "smartphone": "mobile phone",
-    "fridge": "refrigerator", "rhino": "rhinoceros", "hippo": "hippopotamus", "panda": "giant panda", "kitty": "kitten",
-    "automobile": "car", "lorry": "truck", "burger": "hamburger", "fries": "french fries", "tram": "trolley", "settee": "sofa",
-    "heels": "high heels", "bathtowel": "bath towel", "octopus": "octopus (animal)", "bow": "bow (decorative ribbons)",
-    "pan": "pan (for cooking)", "router": "router/modem", "salmon": "salmon (fish)", "steak": "steak", "squid": "squid (food)",
-    "picture": "picture/frame", "trash bin": "trash can", "garbage can": "trash can", "rooster": "cock", "sunglass": "sunglasses",
-    "eyeglasses": "glasses", "spectacle": "glasses", "racquet": "tennis racket", "lamb": "lamb (animal)", "washer": "washing machine",
+    "pedestrian": "person", "lady": "woman", "tv monitor": "monitor/tv", "tvmonitor": "monitor/tv",
+    "monitor": "monitor/tv", "diningtable": "dining table", "pottedplant": "potted plant", "plant": "potted plant",
+    "pants": "trousers", "bra": "brassiere", "purse": "wallet/purse", "hair": "human hair", "face": "human face",
+    "eye": "human eye", "ear": "human ear", "nose": "human nose", "mouth": "human mouth", "head": "human head",
+    "hand": "human hand", "arm": "human arm", "leg": "human leg", "foot": "human foot", "beard": "human beard",
+    "phone": "mobile phone", "cellphone": "cell phone", "smartphone": "mobile phone", "fridge": "refrigerator",
+    "rhino": "rhinoceros", "hippo": "hippopotamus", "panda": "giant panda", "kitty": "kitten", "automobile": "car",
+    "lorry": "truck", "burger": "hamburger", "fries": "french fries", "tram": "trolley", "settee": "sofa",
+    "heels": "high heels", "bathtowel": "bath towel", "octopus": "octopus (animal)",
+    "bow": "bow (decorative ribbons)", "pan": "pan (for cooking)", "router": "router/modem",
+    "salmon": "salmon (fish)", "squid": "squid (food)", "picture": "picture/frame", "trash bin": "trash can",
+    "garbage can": "trash can", "rooster": "cock", "sunglass": "sunglasses", "eyeglasses": "glasses",
+    "spectacle": "glasses", "racquet": "tennis racket", "lamb": "lamb (animal)", "washer": "washing machine",
     "stove top": "stove", "trainers": "sneakers", "sneaker": "sneakers", "bin": "trash can", "bagpipes": "bagpipe",
-    "seatbelt": "seat belt", "swimming trunks": "swimwear", "puppy dog": "puppy", "soda": "pop (soda)", "taxi cab": "taxi",
+    "seatbelt": "seat belt", "swimming trunks": "swimwear", "puppy dog": "puppy", "soda": "pop (soda)",
+    "taxi cab": "taxi",
 }  # fmt: skip
 
 
@@ -67,7 +70,7 @@ def load_targets(path: str | Path) -> tuple[list[str], Tensor]:
 
 def build_vocabulary(names: Sequence[str]) -> Vocabulary:
     """Names with aliases: everyday words, parts of "monitor/tv", names in brackets without them ("bat (animal)")."""
-    aliases = {alias: name for alias, name in EVERYDAY.items() if alias not in names}
+    aliases = {alias: name for alias, name in EVERYDAY.items() if name in names and alias not in names}
     for name in names:
         for part in name.split(" (")[0].split("/"):
             if part.strip() not in names:
@@ -77,7 +80,7 @@ def build_vocabulary(names: Sequence[str]) -> Vocabulary:
 
 def plural(name: str) -> str:
     """A plausible English plural of a name; unchanged if it looks like one."""
-    if name.endswith("s") or name.endswith(")"):
+    if name.endswith(("s", ")")):
         return name
     if name.endswith(("x", "ch", "sh")):
         return name + "es"
@@ -96,36 +99,45 @@ def variation(name: str, rng: random.Random, templates: Sequence[str], adjective
     return text.upper() if rng.random() < 0.1 else text
 
 
-def fit(model: SmallTextEncoder, targets: Tensor, *, seconds: float, batch_size: int, lr: float, seed: int) -> None:
+def fit(
+    model: SmallTextEncoder,
+    targets: Tensor,
+    *,
+    steps: int = 3000,
+    batch_size: int = 256,
+    lr: float = 3e-3,
+    seed: int = 0,
+    warmup: int = 100,
+) -> None:
     """Cosine distance to the target plus a softmax over all names, on names and variations of them."""
     names, rng = model.vocabulary.names, random.Random(seed)
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 1e-4}, {"params": rest, "weight_decay": 0.0}], lr=lr)
-    with torch.no_grad():  # the space that the targets span best
-        model.text_projection.weight.copy_(torch.linalg.svd(targets, full_matrices=False).Vh[: model.sizes["width"]].T)
-    start, step, progress, last = time.monotonic(), 0, 0.0, 0.0
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 1e-4}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + np.cos(np.pi * step / steps))
+    )
+    with torch.no_grad():  # start in the space that the targets span best
+        basis = torch.linalg.svd(targets, full_matrices=False).Vh[: model.sizes["width"]]
+        model.text_projection.weight[:, : len(basis)] = basis.T
     model.train()
-    while progress < 1:
-        # The schedule follows the clock, so that the run ends on time on any machine.
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * progress))
+    for step in range(steps):
         indices = rng.choices(range(len(names)), k=batch_size)
-        # A quarter are variations; on their own, because they are longer and the batch is padded.
+        # A quarter are variations; on their own, because they are longer and a batch is padded.
         exact = batch_size * 3 // 4
         varied = [variation(names[i], rng, TEMPLATES, ADJECTIVES) for i in indices[exact:]]
         embeddings = torch.cat([model([names[i] for i in indices[:exact]]), model(varied)])
-        logits = 50.0 * embeddings @ targets.T
         cosine = (embeddings * targets[indices]).sum(-1)
-        loss = 10.0 * (1 - cosine).mean() + 0.1 * F.cross_entropy(logits, torch.tensor(indices))
+        contrast = F.cross_entropy(50.0 * embeddings @ targets.T, torch.tensor(indices))
+        loss = 10.0 * (1 - cosine).mean() + 0.1 * contrast
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        step, progress = step + 1, (time.monotonic() - start) / seconds
-        if time.monotonic() - last > 15:
-            last = time.monotonic()
-            print(f"step {step}  {progress:4.0%}  loss {loss.item():.4f}  cosine {cosine.mean().item():.4f}", flush=True)
+        schedule.step()
+        if step % 100 == 0:
+            print(f"step {step}/{steps}  loss {loss.item():.4f}  cosine {cosine.mean().item():.4f}", flush=True)
     model.eval()
 
 
@@ -157,7 +169,7 @@ def evaluate(model: SmallTextEncoder, targets: Tensor) -> dict[str, float]:
     for kind, texts in kinds.items():
         scores[f"{kind}: nearest to their own target, raw"] = nearest_share(model(texts), targets, expected)
         found = torch.tensor([names.index(vocabulary.find(t)) if t in vocabulary else -1 for t in texts])
-        same = [found_name == wanted or own_plural(names, found_name, wanted) for found_name, wanted in zip(found, expected)]
+        same = [a == b or own_plural(names, a, b) for a, b in zip(found.tolist(), range(len(names)), strict=True)]
         scores[f"{kind}: found by encode"] = float(np.mean(same))
     return scores
 
@@ -172,7 +184,7 @@ def main() -> None:
     parser.add_argument("--names", required=True, help="npz with names, embeddings and source")
     parser.add_argument("--out", required=True, help="folder of the weights")
     parser.add_argument("--evaluate", action="store_true", help="only print the scores of the weights in --out")
-    parser.add_argument("--seconds", type=float, default=600, help="time to train")
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=1)
@@ -184,7 +196,7 @@ def main() -> None:
     if not args.evaluate:
         model = SmallTextEncoder(build_vocabulary(names))
         print(f"{len(names)} names, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-        fit(model, targets, seconds=args.seconds, batch_size=args.batch_size, lr=args.lr, seed=args.seed)
+        fit(model, targets, steps=args.steps, batch_size=args.batch_size, lr=args.lr, seed=args.seed)
         model.save_pretrained(args.out)
     for name, value in evaluate(SmallTextEncoder.from_pretrained(args.out), targets).items():
         print(f"{value:7.4f}  {name}")

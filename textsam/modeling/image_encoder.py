@@ -131,8 +131,9 @@ class Block(nn.Module):
             part.copy_(projected.permute(2, 3, 0, 1, 4))
         table_h, table_w = (table.flip(0) for table in attn.tables(h, w))
         buffer = score_buffer(h, w, heads, dtype)
-        out = blocked_attention(*qkv, table_h, table_w, d**-0.5, buffer)
-        del qkv, buffer
+        q, k, v = qkv.unbind(0)
+        out = blocked_attention(q, k, v, table_h, table_w, d**-0.5, buffer)
+        del qkv, q, k, v, buffer
         out = out.view(heads, h, w, d).permute(1, 2, 0, 3)
         for strip, part in zip(x.split(rows), out.split(rows), strict=True):
             yield strip, part.flatten(2)
@@ -215,7 +216,7 @@ class ImageEncoderViT(nn.Module):
         square: positions keep their meaning when a photo is encoded without its padding.
         """
         side = max(h, w)
-        embedding = self.pos_embed
+        embedding: Tensor = self.pos_embed
         if side != embedding.shape[1]:
             channels_first = embedding.permute(0, 3, 1, 2).float()
             resized = F.interpolate(channels_first, (side, side), mode="bicubic", align_corners=False)

@@ -89,7 +89,7 @@ class MaskDecoder(nn.Module):
 
         kept = {True: slice(1, None), False: slice(0, 1), None: slice(None)}[multimask_output]
         image_map = spread(image_tokens, count, image_index).transpose(1, 2).reshape(count, -1, h, w)
-        upscaled = self._upscale(image_map, image, image_index)
+        upscaled = self._upscale(image_map, image, prompts, image_index)
         mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
         numbers = range(self.num_mask_tokens)[kept]
         weights = torch.stack([self.output_hypernetworks_mlps[i](mask_tokens[:, i]) for i in numbers], dim=1)
@@ -106,10 +106,16 @@ class MaskDecoder(nn.Module):
             parts.append(self.presence_token.weight.expand(len(sparse), -1, -1))
         return torch.cat(parts, dim=1)
 
-    def _upscale(self, image_map: Tensor, image: ImageEmbeddings, image_index: Tensor | None) -> Tensor:
-        """(N, C, h, w) -> (N, C/8, 4h, 4w); an encoder's stride-8 and stride-4 maps are added where it has them."""
-        if image.high_res_features is None:
+    def _upscale(
+        self, image_map: Tensor, image: ImageEmbeddings, prompts: PromptEmbeddings, image_index: Tensor | None
+    ) -> Tensor:
+        """(N, C, h, w) -> (N, C/8, 4h, 4w); the encoder's and the prompts' finer maps are added where there are any."""
+        if image.high_res_features is None and prompts.high_res_prompts is None:
             return self.output_upscaling(image_map)
+        fine4, fine8 = 0, 0
+        if image.high_res_features is not None:
+            fine4, fine8 = (spread(skip, len(image_map), image_index) for skip in image.high_res_features)
+        if prompts.high_res_prompts is not None:
+            fine4, fine8 = fine4 + prompts.high_res_prompts[0], fine8 + prompts.high_res_prompts[1]
         up1, norm, act1, up2, act2 = self.output_upscaling
-        stride4, stride8 = (spread(skip, len(image_map), image_index) for skip in image.high_res_features)
-        return act2(up2(act1(norm(up1(image_map) + stride8))) + stride4)
+        return act2(up2(act1(norm(up1(image_map) + fine8))) + fine4)

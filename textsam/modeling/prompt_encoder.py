@@ -51,26 +51,24 @@ class PositionEmbeddingRandom(nn.Module):
 
 
 class GeometryMaps(nn.Module):
-    """Draws prompts at stride 4 and embeds the drawing at stride 16: a dense form of the sparse prompts.
+    """Draws prompts at stride 4 and embeds the drawing at strides 16, 8 and 4: a dense form of the sparse prompts.
 
     Learning from sparse tokens alone where in the image a token points to takes SAM millions of masks. A small model
     trained on thousands is told: clicks are discs, a box is a filled rectangle, a text is the map of its similarity
-    to the image. Added to the dense prompt embedding. Not in the original; off for SAM's own checkpoints.
+    to the image, a former mask is itself. The coarse map joins the dense prompt embedding, the fine ones join the
+    decoder's upscaling, where a box's edge is needed. Not in the original; off for SAM's own checkpoints.
     """
 
-    channels = 4  # foreground clicks, background clicks, box, similarity
+    channels = 5  # foreground clicks, background clicks, box, similarity, former mask
 
     def __init__(self, embed_dim: int, hidden: int = 16, click_sigma_px: float = 6.0) -> None:
         super().__init__()
         self.click_sigma_px = click_sigma_px
-        self.downscaling = nn.Sequential(
-            nn.Conv2d(self.channels, hidden, 2, 2),
-            LayerNorm2d(hidden),
-            nn.GELU(),
-            nn.Conv2d(hidden, 4 * hidden, 2, 2),
-            LayerNorm2d(4 * hidden),
-            nn.GELU(),
-            nn.Conv2d(4 * hidden, embed_dim, 1),
+        self.stride4 = nn.Conv2d(self.channels, embed_dim // 8, 1)
+        self.to_stride8 = nn.Sequential(nn.Conv2d(self.channels, 2 * hidden, 2, 2), LayerNorm2d(2 * hidden), nn.GELU())
+        self.stride8 = nn.Conv2d(2 * hidden, embed_dim // 4, 1)
+        self.to_stride16 = nn.Sequential(
+            nn.Conv2d(2 * hidden, 4 * hidden, 2, 2), LayerNorm2d(4 * hidden), nn.GELU(), nn.Conv2d(4 * hidden, embed_dim, 1)
         )
 
     def forward(
@@ -81,9 +79,15 @@ class GeometryMaps(nn.Module):
         point_labels: Tensor | None,
         boxes: Tensor | None,
         similarity: Tensor | None,
-    ) -> Tensor:
-        """Same arguments as `PromptEncoder.forward`; similarity (N, 1, hc, wc) logits. Returns (N, C, h, w)."""
-        weight = self.downscaling[0].weight
+        mask_input: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """
+        Args:
+            As `PromptEncoder.forward`.
+        Returns:
+            (N, C, h, w) for the dense prompt; (N, C/8, 4h, 4w) and (N, C/4, 2h, 2w) for the upscaling.
+        """
+        weight = self.stride4.weight
         height, width = input_size[0] // 4, input_size[1] // 4
         y = (torch.arange(height, device=weight.device, dtype=torch.float32) + 0.5) * 4
         x = (torch.arange(width, device=weight.device, dtype=torch.float32) + 0.5) * 4
@@ -104,7 +108,11 @@ class GeometryMaps(nn.Module):
         if similarity is not None:
             resized = F.interpolate(similarity.float(), (height, width), mode="bilinear", align_corners=False)
             maps[:, 3] = torch.tanh(resized[:, 0] / 4)
-        return self.downscaling(maps.to(weight.dtype))
+        if mask_input is not None:
+            maps[:, 4] = torch.tanh(mask_input.float()[:, 0] / 4)
+        maps = maps.to(weight.dtype)
+        middle = self.to_stride8(maps)
+        return self.to_stride16(middle), (self.stride4(maps), self.stride8(middle))
 
 
 class PromptEncoder(nn.Module):
@@ -232,6 +240,10 @@ class PromptEncoder(nn.Module):
             dense = self.mask_downscaling(mask_input.to(weight.dtype))
         else:
             dense = weight.reshape(1, -1, 1, 1).expand(1, -1, *grid_hw)
+        fine = None
         if self.geometry_maps is not None:
-            dense = dense + self.geometry_maps(count, input_size, point_coords, point_labels, boxes, similarity)
-        return PromptEmbeddings(sparse, dense, has_text=text_embeddings is not None)
+            drawn, fine = self.geometry_maps(
+                count, input_size, point_coords, point_labels, boxes, similarity, mask_input
+            )
+            dense = dense + drawn
+        return PromptEmbeddings(sparse, dense, has_text=text_embeddings is not None, high_res_prompts=fine)

@@ -39,6 +39,7 @@ class PromptEmbeddings:
     sparse_prompt_embeddings: Tensor  # (N, T, C)
     dense_prompt_embeddings: Tensor  # (N, C, h, w), or (1, C, h, w) when all prompts share it
     has_text: bool = False
+    high_res_prompts: tuple[Tensor, Tensor] | None = None  # (N, C/8, 4h, 4w) and (N, C/4, 2h, 2w)
 
 
 @dataclass(frozen=True)
