@@ -37,7 +37,7 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved model of the embedded model's structure and of random weights, which knows "cat", "dog" and "zebra"."""
+    """A saved model of the embedded model's structure and of random weights, which knows five words."""
     import torch
     from miniatures import CLIP_DIM, mobile_miniature
 
@@ -45,9 +45,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from textsam.vocabulary import Vocabulary
 
     folder = tmp_path_factory.mktemp("tiny")
-    mobile_miniature().save_pretrained(folder)
+    model = mobile_miniature()
+    with torch.no_grad():
+        for mlp in model.mask_decoder.output_hypernetworks_mlps:
+            mlp.layers[-1].weight *= 100  # masks so sharp that text prompting takes them for stable
+    model.save_pretrained(folder)
     torch.manual_seed(0)
-    words = Vocabulary(["cat", "dog", "zebra"])
+    words = Vocabulary(["cat", "dog", "zebra", "person", "cup"])
     SmallTextEncoder(words, num_buckets=64, width=16, mlp_dim=16, embed_dim=CLIP_DIM).save_pretrained(
         folder / "text_encoder"
     )

@@ -175,7 +175,9 @@ def test_the_truth_scores_one_everywhere(data: Path, tmp_path: Path) -> None:
     assert (scores.name, scores.images, scores.instances) == ("shapes/val", 4, 6)
     assert scores.box == 1.0
     assert scores.clicks == {1: 1.0, 3: 1.0, 5: 1.0, 9: 1.0}
-    assert scores.one_click_oracle == scores.text_click == scores.one_click_beside_text == 1.0
+    assert (
+        scores.one_click_oracle == scores.one_click_single == scores.text_click == scores.one_click_beside_text == 1.0
+    )
     assert scores.text is not None
     assert scores.text["miou_pairs"] == scores.text["miou_classes"] == scores.text["iou_dataset"] == 1.0
     assert scores.text["per_class"] == {"bus": (1.0, 1), "cat": (1.0, 2), "dog": (1.0, 2)}
@@ -231,7 +233,7 @@ def test_an_empty_answer_scores_zero(data: Path) -> None:
 def test_the_first_click_takes_the_mask_of_the_highest_predicted_iou(data: Path) -> None:
     (scores,) = run(data, Oracle(data, noisy_first_click=True), options=EvaluationOptions(("point",))).sets
     assert scores.clicks[1] == 0.0
-    assert scores.one_click_oracle == 1.0
+    assert scores.one_click_oracle == scores.one_click_single == 1.0
     assert scores.clicks[3] == 1.0
 
 

@@ -9,64 +9,68 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "textsam"
 
-LAYERS = """
-modeling.layers
-modeling.structures
-modeling.attention
-modeling.image_encoder
-modeling.mobile_encoder
-modeling.prompt_encoder
-modeling.transformer
-modeling.mask_decoder
-config
-model
-vocabulary
-words
-crops
-clip_towers
-clip
-small_clip
-images
-rle
-transforms
-detections
-prompts
-text_options
-text_guesses
-text_prompting
-geometry_prompting
-questions
-ranking
-mask_scoring
-automatic_options
-automatic
-encoded_image
-answers
-ranker
-predictor
-conversion
-weights_io
-hub
-adapters
-checkpoints
-export
-dataset_export
-runs
-coco
-metrics
-evaluation_geometry
-evaluation_text
-evaluation_report
-evaluation_sheet
-evaluation
-bench
-info
-demo
-cli_options
-cli_run
-cli
-__main__
-""".split()
+LAYERS = [
+    "modeling.layers",
+    "modeling.structures",
+    "modeling.attention",
+    "modeling.image_encoder",
+    "modeling.mobile_encoder",
+    "modeling.prompt_encoder",
+    "modeling.transformer",
+    "modeling.mask_decoder",
+    "config",
+    "model",
+    "vocabulary",
+    "words",
+    "crops",
+    "clip_towers",
+    "clip",
+    "small_clip",
+    "images",
+    "rle",
+    "transforms",
+    "detections",
+    "prompts",
+    "text_options",
+    "text_guesses",
+    "text_prompting",
+    "geometry_prompting",
+    "questions",
+    "ranking",
+    "mask_scoring",
+    "automatic_options",
+    "automatic",
+    "encoded_image",
+    "answers",
+    "ranker",
+    "predictor",
+    "conversion",
+    "weights_io",
+    "hub",
+    "encoders",
+    "adapters",
+    "devices",
+    "checkpoints",
+    "export",
+    "dataset_export",
+    "runs",
+    "coco_structures",
+    "coco",
+    "metrics",
+    "evaluation_options",
+    "evaluation_geometry",
+    "evaluation_text",
+    "evaluation_report",
+    "evaluation_sheet",
+    "evaluation",
+    "bench",
+    "info",
+    "demo",
+    "cli_options",
+    "cli_run",
+    "cli",
+    "__main__",
+]
 
 # What only the files above the network may know: pictures, suppliers, the screen, the Hub.
 FOREIGN_TO_MODELING = {
@@ -134,5 +138,5 @@ def test_public_names() -> None:
     for name in textsam.__all__:
         assert getattr(textsam, name) is not None
         assert name in dir(textsam)
-    with pytest.raises(AttributeError, match="no attribute 'Textsam'; it offers .*TextSam"):
+    with pytest.raises(AttributeError, match=r"no attribute 'Textsam'; it offers .*TextSam"):
         _ = textsam.Textsam

@@ -135,8 +135,9 @@ def test_predictor_ranks_and_says_so_once(scene, proposals):
         return proposals
 
     model._ranker.generate = generate
-    with pytest.warns(UserWarning, match="text prompt is not trained"):
+    with pytest.warns(UserWarning, match="text prompt is not trained") as notices:
         found = model.predict(text=["red", "blue"], return_logits=True)
+    assert notices[0].filename == __file__
     np.testing.assert_array_equal(found.mask, masks[[0, 1, 2]])
     assert found.data["class_name"].tolist() == ["red", "red", "blue"]
     assert found.class_id.tolist() == [0, 0, 1]
@@ -154,8 +155,9 @@ def test_text_beside_geometry_only_names_without_training(scene):
     """A random text token would spoil SAM's masks: it is left out, and the encoder is never made."""
     model = TextSam(tiny_model(), lambda: pytest.fail("the encoder of words was made"))
     plain = model.predict(scene[0], points=[[30, 30]])
-    with pytest.warns(UserWarning, match="only names the results"):
+    with pytest.warns(UserWarning, match="only names the results") as notices:
         named = model.predict(scene[0], points=[[30, 30]], text="red")
+    assert notices[0].filename == __file__
     np.testing.assert_array_equal(named.mask, plain.mask)
     assert named.data["class_name"].tolist() == ["red"]
 

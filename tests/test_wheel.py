@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MAX_MODEL_BYTES = 24 * 2**20
+MAX_MODEL_BYTES = 24_000_000
 
 
 @pytest.fixture(scope="module")

@@ -222,11 +222,14 @@ def info(model: Model = None) -> None:
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")] = Path("demo")) -> None:
+def demo(
+    model: Model = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")] = Path("demo"),
+) -> None:
     """Ask the embedded model for words in three photos (of scikit-image)."""
     from textsam.demo import run_demo
 
-    run_demo(out, console)
+    run_demo(out, console, model)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ class TextSamConfig(PreTrainedConfig):
         clip_name, clip_pretrained: open_clip's name and tag of the CLIP whose embeddings are the text prompt; a
             frozen public CLIP is only referred to.
         clip_dim: D of that CLIP.
+        clip_template: the frame of a name, "a {}" when training saw the embeddings of "a dog".
         text_projection: "linear" or "mlp", D to C.
         similarity_head: dense features that are compared with the text ("mobile" only).
         similarity_dim: E, their width.
@@ -56,6 +57,7 @@ class TextSamConfig(PreTrainedConfig):
         clip_name: str = "ViT-L-14-336",
         clip_pretrained: str = "openai",
         clip_dim: int = 768,
+        clip_template: str = "{}",
         text_projection: str = "linear",
         similarity_head: bool = False,
         similarity_dim: int = 128,
@@ -93,6 +95,7 @@ class TextSamConfig(PreTrainedConfig):
         self.clip_name = clip_name
         self.clip_pretrained = clip_pretrained
         self.clip_dim = clip_dim
+        self.clip_template = clip_template
         self.text_projection = text_projection
         self.similarity_head = similarity_head
         self.similarity_dim = similarity_dim
@@ -132,6 +135,7 @@ class TextSamConfig(PreTrainedConfig):
             "iou_head_hidden": 128,
             "clip_name": "ViT-B-32",
             "clip_dim": 512,
+            "clip_template": "a {}",
             "similarity_head": True,
             "high_res_skips": True,
             "dense_geometry": True,

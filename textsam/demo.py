@@ -36,13 +36,17 @@ def demo_photos() -> list[tuple[str, str, Callable[[], np.ndarray]]]:
     return [("astronaut", "person", data.astronaut), ("coffee", "cup", data.coffee), ("chelsea", "cat", data.chelsea)]
 
 
-def run_demo(out: Path, console: Console) -> None:
-    """Writes overlays, masks and `annotations.json` under `out`, and prints what was found."""
+def run_demo(out: Path, console: Console, model: str | None = None) -> None:
+    """Writes overlays, masks and `annotations.json` under `out`, and prints what was found.
+
+    Args:
+        model: anything that `textsam.load` takes; None for the embedded model.
+    """
     from textsam.checkpoints import load
 
     photos = demo_photos()
     started = time.perf_counter()
-    sam = load()
+    sam = load(model)
     loading = time.perf_counter() - started
     table = Table("photo", "asked for", "found", "confidence", "presence", "share of photo", "seconds")
     records = []

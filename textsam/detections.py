@@ -48,7 +48,7 @@ def boxes_of_masks(masks: np.ndarray) -> np.ndarray:
     boxes = np.zeros((count, 4), dtype=np.float32)
     if count == 0:
         return boxes
-    columns, rows = masks.any(axis=1), masks.any(axis=2)
+    columns, rows = np.asarray(masks.any(axis=1)), np.asarray(masks.any(axis=2))
     boxes[:, 0], boxes[:, 1] = columns.argmax(axis=1), rows.argmax(axis=1)
     boxes[:, 2] = width - 1 - columns[:, ::-1].argmax(axis=1)
     boxes[:, 3] = height - 1 - rows[:, ::-1].argmax(axis=1)

@@ -187,9 +187,7 @@ def _evaluate_text(
     state.books.setdefault("text", CaseBook(options.columns)).add_image(cases)
 
 
-def _semantic_file(
-    dataset: CocoDataset, images: str | Path | None, options: EvaluationOptions
-) -> CocoDataset | None:
+def _semantic_file(dataset: CocoDataset, images: str | Path | None, options: EvaluationOptions) -> CocoDataset | None:
     """`NAME_semantic.json` beside NAME.json, when words are asked for and it speaks of the same images."""
     path = dataset.path.with_name(f"{dataset.path.stem}_semantic.json")
     if not options.asks("text") or not path.is_file():

@@ -23,6 +23,7 @@ from textsam.metrics import ellipses_in_boxes, filled_boxes, mask_iou, tight_box
 if TYPE_CHECKING:
     import supervision as sv
 
+
 @dataclass
 class GeometryScores:
     """Per-instance results of one image; every list has N entries, a prompt that was not asked for none.
@@ -30,6 +31,7 @@ class GeometryScores:
     Attributes:
         click_iou: number of clicks -> IoU of each instance.
         one_click_oracle: the best of the three masks of the first click, chosen by the truth.
+        one_click_single: the first click with multimask_output=False, the one mask that `predict` gives by default.
         text_click: the first click together with the instance's name; `one_click_beside_text` is the IoU of that
             click alone, for the same instances.
         *_confidence: the model's confidence in the mask beside it.
@@ -42,6 +44,7 @@ class GeometryScores:
     box_confidence: list[float] = field(default_factory=list)
     click_iou: dict[int, list[float]] = field(default_factory=dict)
     one_click_oracle: list[float] = field(default_factory=list)
+    one_click_single: list[float] = field(default_factory=list)
     one_click_confidence: list[float] = field(default_factory=list)
     text_click: list[float] = field(default_factory=list)
     one_click_beside_text: list[float] = field(default_factory=list)
@@ -58,6 +61,7 @@ class GeometryScores:
             "box",
             "box_confidence",
             "one_click_oracle",
+            "one_click_single",
             "one_click_confidence",
             "text_click",
             "one_click_beside_text",
@@ -140,6 +144,9 @@ def score_geometry(
         first = np.array([farthest_from_boundary(target & ~ignore)[:2] for target in targets], float)[:, None]
         scores.first_clicks = first[:, 0]
         _score_clicks(model, targets, ignore, first, clicks or (1,), scores)
+    if clicks:
+        single = model.predict(points=first, point_labels=np.ones((len(first), 1), int))
+        scores.one_click_single = mask_iou(_masks(single, len(targets), ignore.shape), targets, ignore).tolist()
     if text_click:
         _score_text_click(model, targets, names, ignore, first, scores)
     return scores

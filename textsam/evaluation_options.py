@@ -48,9 +48,7 @@ class EvaluationOptions:
         if not self.clicks or min(self.clicks) < 1:
             raise ValueError(f"clicks must be counts of at least 1, got {self.clicks}")
         if self.max_instances < 1 or (self.limit is not None and self.limit < 1):
-            raise ValueError(
-                f"max_instances and limit must be at least 1, got {self.max_instances} and {self.limit}"
-            )
+            raise ValueError(f"max_instances and limit must be at least 1, got {self.max_instances} and {self.limit}")
 
     def asks(self, prompt: str) -> bool:
         """Whether this prompt is to be scored."""

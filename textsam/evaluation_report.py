@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Summary:
     Attributes:
         filled_box, ellipse, box: mean IoU over instances, of the two baselines and of the box prompt.
         clicks: number of clicks -> mean IoU; of the first click's three masks the one of highest predicted IoU counts.
-        one_click_oracle: the best of the three by the truth.
+        one_click_oracle: the best of the three by the truth. one_click_single: the one mask of multimask_output=False.
         text_click, one_click_beside_text: name and first click; that click alone, over the same instances.
         text: see `semantic_scores`; and "ap", "ap50", "ap75", "ar100" of the instances (COCO, one set at a time).
         absence: see `absence_auroc`.
@@ -72,6 +73,7 @@ class Summary:
     box: float | None
     clicks: dict[int, float | None]
     one_click_oracle: float | None
+    one_click_single: float | None
     text_click: float | None
     one_click_beside_text: float | None
     text: dict[str, Any] | None
@@ -108,17 +110,15 @@ class Report:
         for line in self._notes():
             console.print(line, style="dim", markup=False, highlight=False)
 
-    def _rows(self) -> list[Summary]:
-        return [*self.sets, self.overall] if len(self.sets) > 1 else self.sets
-
     def _tables(self) -> list[Table]:
         columns: dict[str, Callable[[Summary], str]] = {
             "instances": lambda s: str(s.instances),
             "filled box": lambda s: _number(s.filled_box),
             "ellipse": lambda s: _number(s.ellipse),
             "box": lambda s: _number(s.box),
-            **{f"{count} click{'s' * (count > 1)}": _clicks_column(count) for count in self.overall.clicks},
+            **{f"{n} click{'s' * (n > 1)}": partial(_clicks, count=n) for n in self.overall.clicks},
             "best of 3": lambda s: _number(s.one_click_oracle),
+            "single mask": lambda s: _number(s.one_click_single),
             "text+ click": lambda s: _number(s.text_click),
             "click alone": lambda s: _number(s.one_click_beside_text),
         }
@@ -143,7 +143,7 @@ class Report:
         return tables
 
     def _table(self, title: str, columns: dict[str, Callable[[Summary], str]]) -> Table:
-        rows = self._rows()
+        rows = [*self.sets, self.overall] if len(self.sets) > 1 else self.sets
         table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("set", no_wrap=True)
         shown = {k: [get(s) for s in rows] for k, get in columns.items()}
@@ -205,6 +205,7 @@ def summarise(tally: Tally, *, with_ap: bool = True) -> Summary:
         box=mean(geometry.box),
         clicks={count: mean(ious) for count, ious in sorted(geometry.click_iou.items())},
         one_click_oracle=mean(geometry.one_click_oracle),
+        one_click_single=mean(geometry.one_click_single),
         text_click=mean(geometry.text_click),
         one_click_beside_text=mean(geometry.one_click_beside_text),
         text=semantic,
@@ -231,15 +232,11 @@ def mean_of_sets(summaries: list[Summary]) -> dict[str, float]:
     for summary in summaries:
         plain = {f.name: getattr(summary, f.name) for f in fields(summary) if f.name.endswith(("box", "ellipse"))}
         plain |= {f"{count}_click": value for count, value in summary.clicks.items()}
-        plain |= {"text_click": summary.text_click, "one_click_oracle": summary.one_click_oracle}
+        plain |= {key: getattr(summary, key) for key in ("one_click_oracle", "one_click_single", "text_click")}
         for key, value in plain.items():
             if value is not None:
                 values.setdefault(key, []).append(value)
     return {key: sum(found) / len(found) for key, found in values.items()}
-
-
-def _clicks_column(count: int) -> Callable[[Summary], str]:
-    return lambda summary: _number(summary.clicks.get(count))
 
 
 def _short(name: str, all_names: list[str]) -> str:
@@ -250,6 +247,10 @@ def _short(name: str, all_names: list[str]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _clicks(summary: Summary, count: int) -> str:
+    return _number(summary.clicks.get(count))
 
 
 def _get(scores: dict[str, Any] | None, key: str) -> Any:

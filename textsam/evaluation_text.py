@@ -100,19 +100,18 @@ def semantic_truth(image: CocoImage, dataset: CocoDataset) -> SemanticTruth:
 
 def known_names(model: Promptable, names: Sequence[str]) -> tuple[list[str], list[str]]:
     """(names that the model's text side takes, names that it refuses); an image must be set."""
-
-    def accepted(candidates: list[str]) -> bool:
+    known, unknown = list(dict.fromkeys(names)), []
+    while known:
         try:
-            model.presence(None, candidates)
-        except UnknownNameError:
-            return False
-        return True
-
-    names = list(dict.fromkeys(names))
-    if accepted(names):
-        return names, []
-    taken = {name for name in names if accepted([name])}
-    return [n for n in names if n in taken], [n for n in names if n not in taken]
+            model.presence(None, known)
+        except UnknownNameError as error:
+            if error.text not in known:
+                raise
+            known.remove(error.text)
+            unknown.append(error.text)
+        else:
+            break
+    return known, unknown
 
 
 def score_text(

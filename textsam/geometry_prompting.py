@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def segment_prompts(
         "mask_input": prompts.mask_input,
         "text_embeddings": text_embeddings,
     }
-    tensors = {name: value.to(device) for name, value in given.items() if value is not None}
+    tensors: dict[str, Any] = {name: value.to(device) for name, value in given.items() if value is not None}
     number = model.config.num_multimask_outputs if multimask_output else 1
     height, width = geometry.low_res_size_hw
     logits = torch.zeros(len(prompts), number, height, width, device=device)

@@ -126,11 +126,15 @@ def _upscaled_regions(
 
 
 def _span(hot: np.ndarray) -> slice:
-    """From one before the first to one after the last true entry; one entry when there is none."""
+    """From two before the first to two after the last true entry; one entry when there is none.
+
+    The outermost values of a region are upscaled without their true neighbours. One entry of margin makes them too low
+    to count; the second keeps them from those that the resize to the photo mixes with values that do count.
+    """
     where = np.flatnonzero(hot)
     if not len(where):
         return slice(0, 1)
-    return slice(max(int(where[0]) - 1, 0), min(int(where[-1]) + 2, len(hot)))
+    return slice(max(int(where[0]) - 2, 0), min(int(where[-1]) + 3, len(hot)))
 
 
 class _AxisResize:

@@ -72,6 +72,7 @@ class TextSamModel(PreTrainedModel):
             num_multimask_outputs=config.num_multimask_outputs,
             iou_head_depth=config.iou_head_depth,
             iou_head_hidden_dim=config.iou_head_hidden,
+            dense_geometry=config.dense_geometry,
         )
         if config.similarity_head:
             # A linear map of the text instead of one of the image: (W z) . t = z . (W' t), and the image has more
@@ -81,7 +82,17 @@ class TextSamModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: each module initialises itself; this keeps transformers from doing it again."""
+        """Start values of the text parameters, which a SAM checkpoint lacks; all else starts in its constructor.
+
+        transformers calls this for each module of which a checkpoint lacks something.
+        """
+        if isinstance(module, PromptEncoder):
+            nn.init.zeros_(module.modality_means)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            prompt_encoder, decoder = self.prompt_encoder, self.mask_decoder
+            parts = (prompt_encoder.text_projection, prompt_encoder.text_embed, decoder.presence_head, decoder.presence_token)
+            if any(module is layer for part in parts for layer in part.modules()):
+                module.reset_parameters()
 
     def text_parameter_names(self) -> list[str]:
         """Names in the state dict that a SAM checkpoint lacks and an adapter holds."""

@@ -185,7 +185,7 @@ class TextSam:
         if size < 1:
             raise ValueError(f"Expected batch_size of at least 1, got {batch_size}: leave it out for the default.")
         per_image = spread_prompts(len(images), text, points, point_labels, boxes, mask_input)
-        shared = (negative_text, multimask_output, max_instances, threshold, return_logits)
+        shared: Any = (negative_text, multimask_output, max_instances, threshold, return_logits)
         questions = []
         for index, prompts in enumerate(per_image):
             with _naming(index):
@@ -279,7 +279,7 @@ class TextSam:
             if question.texts is not None and trained:
                 texts = self._embed(question.texts)
             elif question.texts is not None:
-                self._ranker.notice(NAMES_NOTICE)
+                self._ranker.notice(NAMES_NOTICE, stacklevel=5)
             return answer_geometry(self.model, encoded, question, prompts, texts, self.text_options)
         if not trained:
             return self._ranker.answer(encoded, question)

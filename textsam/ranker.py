@@ -61,11 +61,11 @@ class Ranker:
             self._crop_encoder = self._crop_encoder()
         return self._crop_encoder  # type: ignore[return-value]
 
-    def notice(self, notice: str) -> None:
-        """Say once what text cannot do with this model."""
+    def notice(self, notice: str, stacklevel: int) -> None:
+        """Say once what text cannot do with this model; `stacklevel` leads to the user's own line."""
         if notice not in self._noticed:
             self._noticed.add(notice)
-            warnings.warn(notice, UserWarning, stacklevel=6)
+            warnings.warn(notice, UserWarning, stacklevel=stacklevel)
 
     def check(self) -> MaskEmbedder:
         """The encoder of masks.
@@ -78,7 +78,7 @@ class Ranker:
             raise ValueError(
                 "Expected a crop encoder or a trained text prompt, got neither: textsam.load(..., clip=...) makes one"
             )
-        self.notice(RANKING_NOTICE)
+        self.notice(RANKING_NOTICE, stacklevel=7)
         return encoder
 
     def agreement(self, encoded: EncodedImage, texts: Sequence[str]) -> Tensor:

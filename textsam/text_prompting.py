@@ -8,6 +8,7 @@ regular grid of points. Every guess is scored, and of guesses that repeat each o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,7 +161,7 @@ def decode_guesses(
     for name, array in (("points", points), ("boxes", boxes)):
         prompts = torch.from_numpy(array.astype(np.float32)).to(device)
         for chunk in prompts.split(options.points_per_batch) if len(prompts) else ():
-            geometric: dict[str, Tensor] = {"boxes": chunk}
+            geometric: dict[str, Any] = {"boxes": chunk}
             if name == "points":
                 labels = torch.ones(len(chunk), 1, dtype=torch.int64, device=device)
                 geometric = {"point_coords": chunk[:, None], "point_labels": labels}

@@ -61,7 +61,7 @@ class UnknownNameError(ValueError):
     def __init__(self, text: str, suggestions: Sequence[str] = ()) -> None:
         self.text = text
         self.suggestions = list(suggestions)
-        close = f" Close names: {', '.join(map(repr, self.suggestions))}." if self.suggestions else ""
+        close = f" Names spelled alike: {', '.join(map(repr, self.suggestions))}." if self.suggestions else ""
         super().__init__(
             f"the embedded text encoder does not know {_shorten(text)!r}.{close} "
             'For any word, load a public CLIP: textsam.load(clip="ViT-B-32:openai").'
@@ -183,6 +183,7 @@ class Vocabulary:
         for word in words:
             close += difflib.get_close_matches(word, keys, n=limit, cutoff=0.65)
         close += [key for key in keys if len(words[-1]) > 2 and words[-1] in key.split()]
+        close = close or difflib.get_close_matches(phrase, keys, n=3, cutoff=0.5)  # better than nothing at all
         return list(dict.fromkeys(self._name_of[key] for key in close))[:limit]
 
     def _find(self, text: str) -> str | None:

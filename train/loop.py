@@ -36,8 +36,8 @@ class LoopOptions:
 
     steps: int = 3000
     batch_size: int = 8
-    lr: float = 2.5e-3
-    trunk_lr: float = 3e-4
+    lr: float = 1.5e-3
+    trunk_lr: float = 1.5e-4
     weight_decay: float = 0.02
     warmup: int = 60
     decay_from: float = 0.7

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -103,9 +104,8 @@ def build_card(record: Record, scores: dict[str, Any], files: dict[str, tuple[in
         )
     )
     parts.append("## Training")
-    rows = [
-        [s.what, s.machine, f"{s.hours:.2f}", _plain(s.steps), _plain(s.seed)] for s in record.stages
-    ] + [["in all", "", f"{sum(s.hours for s in record.stages):.2f}", "", ""]]
+    rows = [[s.what, s.machine, f"{s.hours:.2f}", _plain(s.steps), _plain(s.seed)] for s in record.stages]
+    rows.append(["in all", "", f"{sum(s.hours for s in record.stages):.2f}", "", ""])
     parts.append(_table(["stage", "machine", "hours", "steps", "seed"], rows))
     parts.append("```\n" + "\n".join(stage.command for stage in record.stages) + "\n```")
     for title, entries in (("## Failures", record.failures), ("## Limits", record.limits)):
@@ -120,7 +120,7 @@ def weight_files(folder: Path) -> dict[str, tuple[int, int]]:
     for path in sorted(folder.rglob("*.safetensors")):
         with safe_open(path, "np") as file:
             sizes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118 (not a dict)
-        found[str(path.relative_to(folder))] = (sum(_product(size) for size in sizes), path.stat().st_size)
+        found[str(path.relative_to(folder))] = (sum(math.prod(size) for size in sizes), path.stat().st_size)
     if not found:
         raise FileNotFoundError(f"no safetensors file in {folder}: name the folder of a saved model")
     return found
@@ -133,7 +133,9 @@ def _how_scored(scores: dict[str, Any]) -> str:
         f"By `textsam evaluate` {scores['version']} on {limit}, at most {options['max_instances']} instances of a "
         f"picture ({scores['overall']['instances']} in all, {scores['overall']['instances_left_out']} left out). "
         "Mean IoU over instances; the filled box and the ellipse in it are what knowing nothing but the box gives. "
-        "Clicks are simulated: the point farthest from the boundary, first of the object, then of the error."
+        "Clicks are simulated: the point farthest from the boundary, first of the object, then of the error. Of the three masks of one "
+        "click the one of the highest predicted IoU counts; beside it the best of the three by the truth, and the mask of "
+        "`multimask_output=False`."
     )
 
 
@@ -147,11 +149,12 @@ def _mask_table(scores: dict[str, Any]) -> str:
         return ""
     counts = list(scores["overall"]["clicks"])
     heading = ["set", "instances", "filled box", "ellipse", "box"]
-    heading += [f"{c} click{'s' * (c != '1')}" for c in counts] + ["best of 3", "text + click", "click alone"]
+    heading += [f"{c} click{'s' * (c != '1')}" for c in counts]
+    heading += ["best of 3", "single mask", "text + click", "click alone"]
     rows = []
     for s in _summaries(scores):
         values = [s["filled_box"], s["ellipse"], s["box"], *(s["clicks"].get(c) for c in counts)]
-        values += [s["one_click_oracle"], s["text_click"], s["one_click_beside_text"]]
+        values += [s[key] for key in ("one_click_oracle", "one_click_single", "text_click", "one_click_beside_text")]
         rows.append([s["name"], str(s["instances"]), *map(_number, values)])
     means = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in scores["mean_of_sets"].items())
     note = f"\n\nMean of the sets: {means}." if len(scores["sets"]) > 1 and means else ""
@@ -224,13 +227,6 @@ def _number(value: float | None) -> str:
 
 def _plain(value: int | None) -> str:
     return "-" if value is None else str(value)
-
-
-def _product(sizes: Sequence[int]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

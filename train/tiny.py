@@ -41,7 +41,7 @@ FROZEN = tuple(f"image_encoder.trunk.{part}." for part in ("conv0", *(f"block{i:
 def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptions]:
     torch.manual_seed(args.seed)
     options = LoopOptions(steps=args.steps, batch_size=args.batch_size, seed=args.seed, frozen=FROZEN)
-    options = replace(options, decay_from=args.decay_from, lr=args.lr, trunk_lr=args.lr / 8)
+    options = replace(options, decay_from=args.decay_from, lr=args.lr, trunk_lr=args.lr / 10)
     config = TextSamConfig.tiny(text_trained=True)
     model = TextSamModel(config)
     model.image_encoder.load_trunk(load_file(args.trunk))
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--decay-from", type=float, default=0.7)
-    parser.add_argument("--lr", type=float, default=2.5e-3)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--instances", type=int, default=3, help="of each picture and step")
     parser.add_argument("--rounds", type=int, default=2)

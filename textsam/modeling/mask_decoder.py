@@ -14,6 +14,27 @@ from textsam.modeling.structures import ImageEmbeddings, MaskPredictions, Prompt
 from textsam.modeling.transformer import TwoWayTransformer, spread
 
 
+class DrawingHead(nn.Module):
+    """A mask to start from: the drawn prompts, weighted by the mask token.
+
+    At the start of training a box's mask is the filled box, a text's its similarity map and a former mask itself, so
+    that from the first step on the rest of the decoder learns what is different.
+    """
+
+    # Foreground clicks, background clicks, box, similarity, former mask, constant; in logits.
+    initial = (3.0, -3.0, 4.0, 3.0, 3.0, -2.0)
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.mlp = MLP(embed_dim, embed_dim // 2, len(self.initial), 2)
+        self.base = nn.Parameter(torch.tensor(self.initial))
+
+    def forward(self, mask_tokens: Tensor, maps: Tensor) -> Tensor:
+        """(N, M, C) tokens and (N, 5, 4h, 4w) maps -> (N, M, 4h, 4w)."""
+        weights = self.base + self.mlp(mask_tokens)
+        return (weights[..., :-1] @ maps.flatten(2) + weights[..., -1:]).unflatten(-1, maps.shape[-2:])
+
+
 class MaskDecoder(nn.Module):
     """Predicts masks, their quality and, when there is text, whether the named thing is there at all.
 
@@ -22,6 +43,7 @@ class MaskDecoder(nn.Module):
         transformer: tokens and image in, tokens and image out.
         num_multimask_outputs: masks that share out an ambiguous prompt (whole, part, subpart).
         iou_head_depth, iou_head_hidden_dim: of the MLP that predicts each mask's IoU.
+        dense_geometry: masks start from the prompts as they are drawn (`DrawingHead`); False in SAM.
     """
 
     def __init__(
@@ -32,6 +54,7 @@ class MaskDecoder(nn.Module):
         num_multimask_outputs: int = 3,
         iou_head_depth: int = 3,
         iou_head_hidden_dim: int = 256,
+        dense_geometry: bool = False,
     ) -> None:
         super().__init__()
         self.transformer = transformer
@@ -52,6 +75,7 @@ class MaskDecoder(nn.Module):
         self.iou_prediction_head = MLP(transformer_dim, iou_head_hidden_dim, self.num_mask_tokens, iou_head_depth)
         self.presence_token = nn.Embedding(1, transformer_dim)
         self.presence_head = MLP(transformer_dim, iou_head_hidden_dim, 1, 3)
+        self.drawing_head = DrawingHead(transformer_dim) if dense_geometry else None
 
     def forward(
         self,
@@ -94,6 +118,8 @@ class MaskDecoder(nn.Module):
         numbers = range(self.num_mask_tokens)[kept]
         weights = torch.stack([self.output_hypernetworks_mlps[i](mask_tokens[:, i]) for i in numbers], dim=1)
         logits = (weights @ upscaled.flatten(2)).unflatten(-1, upscaled.shape[-2:])
+        if self.drawing_head is not None and prompts.drawn_prompts is not None:
+            logits = logits + self.drawing_head(mask_tokens[:, kept], prompts.drawn_prompts.maps)
         iou = self.iou_prediction_head(tokens[:, 0])[:, kept]
         presence = self.presence_head(tokens[:, -1])[:, 0] if prompts.has_text else None
         return MaskPredictions(logits, iou, presence)
@@ -110,12 +136,12 @@ class MaskDecoder(nn.Module):
         self, image_map: Tensor, image: ImageEmbeddings, prompts: PromptEmbeddings, image_index: Tensor | None
     ) -> Tensor:
         """(N, C, h, w) -> (N, C/8, 4h, 4w); the encoder's and the prompts' finer maps are added where there are any."""
-        if image.high_res_features is None and prompts.high_res_prompts is None:
+        if image.high_res_features is None and prompts.drawn_prompts is None:
             return self.output_upscaling(image_map)
         fine4, fine8 = 0, 0
         if image.high_res_features is not None:
             fine4, fine8 = (spread(skip, len(image_map), image_index) for skip in image.high_res_features)
-        if prompts.high_res_prompts is not None:
-            fine4, fine8 = fine4 + prompts.high_res_prompts[0], fine8 + prompts.high_res_prompts[1]
+        if prompts.drawn_prompts is not None:
+            fine4, fine8 = fine4 + prompts.drawn_prompts.stride4, fine8 + prompts.drawn_prompts.stride8
         up1, norm, act1, up2, act2 = self.output_upscaling
         return act2(up2(act1(norm(up1(image_map) + fine8))) + fine4)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textsam.modeling.layers import LayerNorm2d
-from textsam.modeling.structures import PromptEmbeddings
+from textsam.modeling.structures import DrawnPrompts, PromptEmbeddings
 
 
 class PositionEmbeddingRandom(nn.Module):
@@ -80,13 +80,8 @@ class GeometryMaps(nn.Module):
         boxes: Tensor | None,
         similarity: Tensor | None,
         mask_input: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """
-        Args:
-            As `PromptEncoder.forward`.
-        Returns:
-            (N, C, h, w) for the dense prompt; (N, C/8, 4h, 4w) and (N, C/4, 2h, 2w) for the upscaling.
-        """
+    ) -> tuple[Tensor, DrawnPrompts]:
+        """Arguments as `PromptEncoder.forward`. Returns (N, C, h, w) for the dense prompt, and the rest."""
         weight = self.stride4.weight
         height, width = input_size[0] // 4, input_size[1] // 4
         y = (torch.arange(height, device=weight.device, dtype=torch.float32) + 0.5) * 4
@@ -112,7 +107,7 @@ class GeometryMaps(nn.Module):
             maps[:, 4] = torch.tanh(mask_input.float()[:, 0] / 4)
         maps = maps.to(weight.dtype)
         middle = self.to_stride8(maps)
-        return self.to_stride16(middle), (self.stride4(maps), self.stride8(middle))
+        return self.to_stride16(middle), DrawnPrompts(maps, self.stride4(maps), self.stride8(middle))
 
 
 class PromptEncoder(nn.Module):
@@ -240,10 +235,10 @@ class PromptEncoder(nn.Module):
             dense = self.mask_downscaling(mask_input.to(weight.dtype))
         else:
             dense = weight.reshape(1, -1, 1, 1).expand(1, -1, *grid_hw)
-        fine = None
+        drawn_prompts = None
         if self.geometry_maps is not None:
-            drawn, fine = self.geometry_maps(
+            drawn, drawn_prompts = self.geometry_maps(
                 count, input_size, point_coords, point_labels, boxes, similarity, mask_input
             )
             dense = dense + drawn
-        return PromptEmbeddings(sparse, dense, has_text=text_embeddings is not None, high_res_prompts=fine)
+        return PromptEmbeddings(sparse, dense, has_text=text_embeddings is not None, drawn_prompts=drawn_prompts)

@@ -33,13 +33,22 @@ class ImageEmbeddings:
 
 
 @dataclass(frozen=True)
+class DrawnPrompts:
+    """Prompts drawn as maps, for models that want them so; see `GeometryMaps`."""
+
+    maps: Tensor  # (N, 5, 4h, 4w) in [-1, 1]
+    stride4: Tensor  # (N, C/8, 4h, 4w), for the upscaling
+    stride8: Tensor  # (N, C/4, 2h, 2w), for the upscaling
+
+
+@dataclass(frozen=True)
 class PromptEmbeddings:
     """Prompts after the prompt encoder."""
 
     sparse_prompt_embeddings: Tensor  # (N, T, C)
     dense_prompt_embeddings: Tensor  # (N, C, h, w), or (1, C, h, w) when all prompts share it
     has_text: bool = False
-    high_res_prompts: tuple[Tensor, Tensor] | None = None  # (N, C/8, 4h, 4w) and (N, C/4, 2h, 2w)
+    drawn_prompts: DrawnPrompts | None = None
 
 
 @dataclass(frozen=True)
