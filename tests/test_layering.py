@@ -17,6 +17,7 @@ LAYERS = [
     "modeling.mobile_encoder",
     "modeling.prompt_encoder",
     "modeling.transformer",
+    "modeling.decoder_inference",
     "modeling.mask_decoder",
     "config",
     "model",

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from textsam.conversion import check_state_dict
-from textsam.encoders import clip_template
 from textsam.hub import download, is_repo_id
 
 if TYPE_CHECKING:
@@ -59,8 +58,7 @@ def save_adapter(model: TextSamModel, path: str | os.PathLike[str]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     state_dict = model.state_dict()
     tensors = {name: state_dict[name].detach().cpu().contiguous() for name in model.text_parameter_names()}
-    fields = {name: getattr(model.config, name) for name in _FIELDS if name != "clip_template"}
-    fields["clip_template"] = clip_template(model.config)
+    fields = {name: getattr(model.config, name) for name in _FIELDS}
     metadata = {"format": "pt", _HEADER: json.dumps(fields)}
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         save_file(tensors, Path(scratch) / file.name, metadata=metadata)

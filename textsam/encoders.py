@@ -19,11 +19,6 @@ logger = logging.getLogger(__name__)
 TEXT_ENCODER, CROP_ENCODER = "text_encoder", "crop_encoder"
 
 
-def clip_template(config: TextSamConfig) -> str:
-    """The frame in which the model's CLIP embedded every text in training, with {} for it; "{}" for none."""
-    return getattr(config, "clip_template", "{}")
-
-
 def small_encoders(
     folder: Path | None, config: TextSamConfig, device: torch.device
 ) -> tuple[SmallTextEncoder, SmallCropEncoder] | None:
@@ -55,7 +50,7 @@ def deferred_encoders(
     config: TextSamConfig, device: torch.device
 ) -> tuple[Callable[[], TextEncoder], Callable[[], CropEncoder]]:
     """Functions that fetch the CLIP that the configuration names, for whoever needs it first."""
-    name, tag, template = config.clip_name, config.clip_pretrained, clip_template(config)
+    name, tag, template = config.clip_name, config.clip_pretrained, config.clip_template
 
     def text_encoder() -> TextEncoder:
         from textsam.clip import TextEncoder
@@ -84,7 +79,7 @@ def named_encoders(clip: str, config: TextSamConfig, device: torch.device) -> tu
     from textsam.clip import CropEncoder, TextEncoder, parse_clip_name
 
     name, tag = parse_clip_name(clip)
-    text_encoder = TextEncoder.from_pretrained(clip, template=clip_template(config)).to(device)
+    text_encoder = TextEncoder.from_pretrained(clip, template=config.clip_template).to(device)
     if speaks_clip(config):
         trained_for = ":".join(part for part in (config.clip_name, config.clip_pretrained) if part)
         if text_encoder.embed_dim != config.clip_dim:

@@ -46,6 +46,7 @@ class TextSamModel(PreTrainedModel):
     """Segment Anything with text beside points, boxes and masks. Every forward is differentiable."""
 
     config_class = TextSamConfig
+    config: TextSamConfig
     base_model_prefix = "textsam"
     main_input_name = "pixel_values"
     _no_split_modules = ["Block", "TwoWayAttentionBlock", "InvertedResidual"]
@@ -89,8 +90,8 @@ class TextSamModel(PreTrainedModel):
         if isinstance(module, PromptEncoder):
             nn.init.zeros_(module.modality_means)
         elif isinstance(module, (nn.Linear, nn.Embedding)):
-            prompt_encoder, decoder = self.prompt_encoder, self.mask_decoder
-            parts = (prompt_encoder.text_projection, prompt_encoder.text_embed, decoder.presence_head, decoder.presence_token)
+            prompt, decoder = self.prompt_encoder, self.mask_decoder
+            parts = (prompt.text_projection, prompt.text_embed, decoder.presence_head, decoder.presence_token)
             if any(module is layer for part in parts for layer in part.modules()):
                 module.reset_parameters()
 
@@ -220,7 +221,10 @@ class TextSamModel(PreTrainedModel):
 
     def _similarity_of_pairs(self, image: ImageEmbeddings, aligned: Tensor, image_index: Tensor | None) -> Tensor:
         """(N, D) texts against the image of each: (N, 1, hc, wc) logits."""
-        features, directions = image.similarity_features.float(), self._similarity_directions(aligned)
+        features, directions = image.similarity_features, self._similarity_directions(aligned)
+        if features is None:
+            raise ValueError("image must come from encode_image of this model, but has no similarity_features.")
+        features = features.float()
         if image_index is None and len(features) == 1:
             logits = torch.einsum("ehw,ne->nhw", features[0], directions)
         else:

@@ -31,6 +31,7 @@ class LoopOptions:
         lr: of new parts; trunk_lr: of the pretrained trunk. decay_from: share of the steps after which the rate falls
             linearly to a tenth... to zero at the end.
         frozen: name prefixes that do not train.
+        stop_after: save and leave after this step, for sessions shorter than the run.
         ema_decay: of the averaged weights, which are the ones to ship.
     """
 
@@ -47,6 +48,7 @@ class LoopOptions:
     frozen: tuple[str, ...] = ()
     trunk: str = "image_encoder.trunk."
     save_every: int = 100
+    stop_after: int | None = None
     log_every: int = 20
     workers: int = 1
     seed: int = 0
@@ -73,6 +75,8 @@ def train(step_module: TextSamStep, data: CocoSamples, options: LoopOptions, out
         sampler=list(sample_indices(start, options, accelerator.process_index, accelerator.num_processes)),
         collate_fn=collate,
         num_workers=options.workers,
+        # A SIGTERM to the whole group must not take the samples away before the checkpoint is written.
+        worker_init_fn=_ignore_sigterm,
     )
     stop = _stop_on_sigterm()
     began, sums = time.monotonic() - seconds, _Means()
@@ -91,14 +95,15 @@ def train(step_module: TextSamStep, data: CocoSamples, options: LoopOptions, out
         optimizer.zero_grad(set_to_none=True)
         update_ema(ema, model, min(options.ema_decay, (1 + step) / (10 + step)))
         sums.add({"loss": loss, "norm": norm, **results})
+        leaving = bool(stop) or step + 1 == options.stop_after
         if accelerator.is_main_process:
             done = step + 1
             elapsed = time.monotonic() - began
             if done % options.log_every == 0:
                 write_log(out, {"step": done, "seconds": round(elapsed, 1), **sums.take()})
-            if done % options.save_every == 0 or done == options.steps or stop:
+            if done % options.save_every == 0 or done == options.steps or leaving:
                 save_checkpoint(out, model, optimizer, ema, done, elapsed, options)
-        if stop:
+        if leaving:
             break
 
 
@@ -189,6 +194,10 @@ class _Means:
         means = {name: sum(values) / len(values) for name, values in self.sums.items()}
         self.sums.clear()
         return means
+
+
+def _ignore_sigterm(_: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _stop_on_sigterm() -> list[bool]:

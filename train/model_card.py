@@ -133,9 +133,9 @@ def _how_scored(scores: dict[str, Any]) -> str:
         f"By `textsam evaluate` {scores['version']} on {limit}, at most {options['max_instances']} instances of a "
         f"picture ({scores['overall']['instances']} in all, {scores['overall']['instances_left_out']} left out). "
         "Mean IoU over instances; the filled box and the ellipse in it are what knowing nothing but the box gives. "
-        "Clicks are simulated: the point farthest from the boundary, first of the object, then of the error. Of the three masks of one "
-        "click the one of the highest predicted IoU counts; beside it the best of the three by the truth, and the mask of "
-        "`multimask_output=False`."
+        "Clicks are simulated: the point farthest from the boundary, first of the object, then of the error. Of the "
+        "three masks of one click the one of the highest predicted IoU counts; beside it the best of the three by the "
+        "truth, and the mask of `multimask_output=False`."
     )
 
 

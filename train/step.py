@@ -224,7 +224,7 @@ class TextSamStep(nn.Module):
             wanted = [present[i] for i in order[: self.queries - 1]]
             absent = sample.absent[torch.randperm(len(sample.absent), generator=generator)]
             wanted += absent[: self.queries - len(wanted)].tolist()
-            crops = {name: key for name, key in zip(sample.names.tolist(), sample.keys, strict=True)}
+            crops = dict(zip(sample.names.tolist(), sample.keys, strict=True))
             for name in wanted:
                 index.append(number)
                 variants = self.table.crops.get(crops.get(name))

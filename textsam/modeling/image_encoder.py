@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textsam.modeling.attention import Attention, blocked_attention, score_buffer
-from textsam.modeling.layers import LayerNorm2d, MLPBlock
+from textsam.modeling.layers import LayerNorm2d, MLPBlock, is_cpu_inference, linear_layer
 
 
 class PatchEmbed(nn.Module):
@@ -85,9 +85,9 @@ class Block(nn.Module):
         """The whole block on one image: (h, w, C) in the dtype of the residual, overwritten."""
         attend = self._attend_windows if self.window_size else self._attend_globally
         for strip, attended in attend(x):
-            strip += linear(attended, self.attn.proj)
-            hidden = linear(self._normalise(strip, self.norm2), self.mlp.lin1, self.mlp.act)
-            strip += linear(hidden, self.mlp.lin2)
+            strip += linear_layer(attended, self.attn.proj)
+            hidden = linear_layer(self._normalise(strip, self.norm2), self.mlp.lin1, self.mlp.act)
+            strip += linear_layer(hidden, self.mlp.lin2)
 
     def _normalise(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """LayerNorm in the residual's dtype, result in that of the weights."""
@@ -105,7 +105,7 @@ class Block(nn.Module):
         buffer = score_buffer(size, size, heads, dtype)
         window = x.new_empty(3, heads, size, size, d, dtype=dtype)
         for strip in x.split(size):
-            qkv = linear(self._normalise(strip, self.norm1), attn.qkv).unflatten(-1, (3, heads, d))
+            qkv = linear_layer(self._normalise(strip, self.norm1), attn.qkv).unflatten(-1, (3, heads, d))
             gathered = torch.empty(*strip.shape[:2], heads, d, dtype=dtype)
             for left in range(0, strip.shape[1], size):
                 part = qkv[:, left : left + size].permute(2, 3, 0, 1, 4)
@@ -127,7 +127,7 @@ class Block(nn.Module):
         rows = max(1024 // w, 1)
         qkv = x.new_empty(3, heads, h, w, d, dtype=dtype)
         for strip, part in zip(x.split(rows), qkv.split(rows, dim=2), strict=True):
-            projected = linear(self._normalise(strip, self.norm1), attn.qkv).unflatten(-1, (3, heads, d))
+            projected = linear_layer(self._normalise(strip, self.norm1), attn.qkv).unflatten(-1, (3, heads, d))
             part.copy_(projected.permute(2, 3, 0, 1, 4))
         table_h, table_w = (table.flip(0) for table in attn.tables(h, w))
         buffer = score_buffer(h, w, heads, dtype)
@@ -137,27 +137,6 @@ class Block(nn.Module):
         out = out.view(heads, h, w, d).permute(1, 2, 0, 3)
         for strip, part in zip(x.split(rows), out.split(rows), strict=True):
             yield strip, part.flatten(2)
-
-
-def linear(x: Tensor, layer: nn.Module, act: nn.Module | None = None) -> Tensor:
-    """act(layer(x)) without gradients; on a CPU through oneDNN, which fuses a GELU into the product.
-
-    A layer that is not a plain `nn.Linear` (an adapter, a quantised layer) is called as it is.
-    """
-    plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and layer.weight.dtype == x.dtype
-    fused = act is None or (type(act) is nn.GELU and act.approximate == "none")
-    if plain and fused and x.device.type == "cpu" and _onednn_linear(x.dtype):
-        name = "none" if act is None else "gelu"
-        return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, name, [], "none")
-    y = layer(x)
-    return y if act is None else act(y)
-
-
-def _onednn_linear(dtype: torch.dtype) -> bool:
-    """Whether this torch offers the fused product that its own compiler uses. It is not a public function: where it
-    is missing, the plain one serves."""
-    known = dtype in (torch.float32, torch.bfloat16)
-    return known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _as(parameter: Tensor | None, x: Tensor) -> Tensor | None:
@@ -238,16 +217,10 @@ class ImageEncoderViT(nn.Module):
                 "pad at the bottom and right."
             )
         tokens = self.patch_embed(x)
-        in_place = self._may_work_in_place(x)
+        in_place = is_cpu_inference(x)
         if in_place and tokens.dtype in (torch.bfloat16, torch.float16):
             tokens = tokens.float()  # the residual: short of bits it would lose what the blocks add
         tokens = tokens + self.position_embedding(*tokens.shape[1:3])
         for block in self.blocks:
             tokens = block(tokens, in_place=in_place)
         return self.neck(tokens.to(self.pos_embed.dtype).permute(0, 3, 1, 2))
-
-    def _may_work_in_place(self, x: Tensor) -> bool:
-        """Inference on a CPU, not under autocast and not being traced: there the plain operations serve."""
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-        eager = not (traced or torch.is_autocast_enabled("cpu"))
-        return x.device.type == "cpu" and not torch.is_grad_enabled() and eager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,9 +43,39 @@ class MLP(nn.Module):
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int) -> None:
         super().__init__()
         widths = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nn.ModuleList(nn.Linear(n, k) for n, k in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(n, k) for n, k in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    """x W^T + b, and GELU of it; without gradients. On a CPU oneDNN fuses the GELU into the product.
+
+    That fused product is what torch's own compiler calls, not a public function: where it is missing, or does not know
+    the dtype, the plain ones serve.
+    """
+    known = x.dtype in (torch.float32, torch.bfloat16) and x.dtype == weight.dtype and x.device.type == "cpu"
+    if known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+    y = F.linear(x, weight, bias)
+    return F.gelu(y) if gelu else y
+
+
+def linear_layer(x: Tensor, layer: nn.Module, act: nn.Module | None = None) -> Tensor:
+    """act(layer(x)) by `linear` where it can; a layer that is no plain `nn.Linear` (an adapter, a quantised one) is
+    called as it is."""
+    gelu = type(act) is nn.GELU and act.approximate == "none"
+    if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and (act is None or gelu):
+        return linear(x, layer.weight, layer.bias, gelu)
+    y = layer(x)
+    return y if act is None else act(y)
+
+
+def is_cpu_inference(x: Tensor) -> bool:
+    """No gradients, on a CPU, and neither under autocast nor being traced: there the plain operations serve."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export())

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from textsam.modeling.layers import MLP, LayerNorm2d
+from textsam.modeling.decoder_inference import decode_in_chunks, is_foldable
+from textsam.modeling.layers import MLP, LayerNorm2d, is_cpu_inference
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions, PromptEmbeddings
 from textsam.modeling.transformer import TwoWayTransformer, spread
 
@@ -103,6 +104,19 @@ class MaskDecoder(nn.Module):
         # first layer are computed once however many prompts there are.
         dense = prompts.dense_prompt_embeddings
         embeddings = image.image_embeddings
+        kept = {True: slice(1, None), False: slice(0, 1), None: slice(None)}[multimask_output]
+        if self._can_fold(image, prompts, tokens):
+            tokens, logits = decode_in_chunks(
+                self.transformer,
+                self.output_upscaling,
+                lambda tokens: self._mask_weights(tokens, kept),
+                image.image_embeddings,
+                dense,
+                image_pe,
+                tokens,
+                image_index,
+            )
+            return MaskPredictions(logits, *self._quality(tokens, kept, prompts.has_text))
         if len(dense) != 1:
             embeddings = spread(embeddings, count, image_index)
         mixed = embeddings + dense
@@ -111,18 +125,29 @@ class MaskDecoder(nn.Module):
             mixed.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), tokens, image_index
         )
 
-        kept = {True: slice(1, None), False: slice(0, 1), None: slice(None)}[multimask_output]
         image_map = spread(image_tokens, count, image_index).transpose(1, 2).reshape(count, -1, h, w)
         upscaled = self._upscale(image_map, image, prompts, image_index)
-        mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
-        numbers = range(self.num_mask_tokens)[kept]
-        weights = torch.stack([self.output_hypernetworks_mlps[i](mask_tokens[:, i]) for i in numbers], dim=1)
-        logits = (weights @ upscaled.flatten(2)).unflatten(-1, upscaled.shape[-2:])
+        logits = (self._mask_weights(tokens, kept) @ upscaled.flatten(2)).unflatten(-1, upscaled.shape[-2:])
         if self.drawing_head is not None and prompts.drawn_prompts is not None:
+            mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
             logits = logits + self.drawing_head(mask_tokens[:, kept], prompts.drawn_prompts.maps)
+        return MaskPredictions(logits, *self._quality(tokens, kept, prompts.has_text))
+
+    def _can_fold(self, image: ImageEmbeddings, prompts: PromptEmbeddings, tokens: Tensor) -> bool:
+        """Whether the quicker way without gradients applies; it does not know the finer maps."""
+        plain = image.high_res_features is None and prompts.drawn_prompts is None
+        inference = is_cpu_inference(tokens) and len(tokens) > 0
+        return plain and inference and is_foldable(self.transformer, self.output_upscaling, tokens.shape[1])
+
+    def _mask_weights(self, tokens: Tensor, kept: slice) -> Tensor:
+        """(N, T, C) after the transformer -> (N, M, C/8), each mask's weights of the upscaled image."""
+        numbers = range(self.num_mask_tokens)[kept]
+        return torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in numbers], dim=1)
+
+    def _quality(self, tokens: Tensor, kept: slice, has_text: bool) -> tuple[Tensor, Tensor | None]:
+        """Predicted IoU (N, M), and presence logits (N,) when there is text."""
         iou = self.iou_prediction_head(tokens[:, 0])[:, kept]
-        presence = self.presence_head(tokens[:, -1])[:, 0] if prompts.has_text else None
-        return MaskPredictions(logits, iou, presence)
+        return iou, self.presence_head(tokens[:, -1])[:, 0] if has_text else None
 
     def _tokens(self, sparse: Tensor, has_text: bool) -> Tensor:
         """[iou, 4 masks, prompts], and the presence token behind them when there is text: (N, T, C)."""

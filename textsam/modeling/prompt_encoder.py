@@ -68,7 +68,10 @@ class GeometryMaps(nn.Module):
         self.to_stride8 = nn.Sequential(nn.Conv2d(self.channels, 2 * hidden, 2, 2), LayerNorm2d(2 * hidden), nn.GELU())
         self.stride8 = nn.Conv2d(2 * hidden, embed_dim // 4, 1)
         self.to_stride16 = nn.Sequential(
-            nn.Conv2d(2 * hidden, 4 * hidden, 2, 2), LayerNorm2d(4 * hidden), nn.GELU(), nn.Conv2d(4 * hidden, embed_dim, 1)
+            nn.Conv2d(2 * hidden, 4 * hidden, 2, 2),
+            LayerNorm2d(4 * hidden),
+            nn.GELU(),
+            nn.Conv2d(4 * hidden, embed_dim, 1),
         )
 
     def forward(
@@ -179,13 +182,18 @@ class PromptEncoder(nn.Module):
         tokens = self.pe_layer.encode_pixels(coords, input_size)
         label = point_labels[..., None]
         tokens = torch.where(label == -1, self.not_a_point_embed.weight.to(tokens.dtype), tokens)
-        tokens = tokens + self.point_embeddings[0].weight * (label == 0)
-        return tokens + self.point_embeddings[1].weight * (label == 1)
+        background, foreground, _, _ = self._point_weights()
+        return tokens + background * (label == 0) + foreground * (label == 1)
 
     def embed_boxes(self, boxes: Tensor, input_size: tuple[int, int]) -> Tensor:
         """(N, 4) xyxy px -> (N, 2, C), one token for each of two corners."""
         corners = self.pe_layer.encode_pixels(boxes.reshape(-1, 2, 2) + 0.5, input_size)
-        return corners + torch.stack([self.point_embeddings[2].weight[0], self.point_embeddings[3].weight[0]])
+        _, _, top_left, bottom_right = self._point_weights()
+        return corners + torch.cat([top_left, bottom_right])
+
+    def _point_weights(self) -> list[Tensor]:
+        """Four (1, C), in the order of `point_embeddings`."""
+        return [embedding.weight for embedding in self.point_embeddings]  # type: ignore[misc]
 
     def embed_text(self, aligned: Tensor) -> Tensor:
         """(N, D) from `align_clip` -> (N, 1, C).

@@ -1,0 +1,52 @@
+"""Put a trained small model and its encoders into one folder, in float16: what `textsam.load` takes.
+
+    python -m train.package --model runs/tiny/model --text-encoder weights/text_encoder \\
+        --crop-encoder weights/crop_encoder --out textsam/weights/textsam-tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from textsam.small_clip import SmallCropEncoder, SmallTextEncoder
+from textsam.model import TextSamModel
+
+MAX_BYTES = 24_000_000
+
+
+def package(model: Path, text_encoder: Path, crop_encoder: Path, out: Path) -> int:
+    """Write the folder; returns its size in bytes.
+
+    Raises:
+        ValueError: it would be larger than 24 MB.
+    """
+    trained = TextSamModel.from_pretrained(model, dtype=torch.float32)
+    trained.half().save_pretrained(out)
+    SmallTextEncoder.from_pretrained(text_encoder).save_pretrained(out / "text_encoder")
+    SmallCropEncoder.from_pretrained(crop_encoder).save_pretrained(out / "crop_encoder")
+    config = json.loads((out / "config.json").read_text())
+    config["dtype"] = "float32"  # stored in half the size, computed in full
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shutil.copyfile(model / "training.json", out / "training.json")
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    if size > MAX_BYTES:
+        raise ValueError(f"{out} has {size / 1e6:.1f} MB, expected at most {MAX_BYTES / 1e6:.0f} MB")
+    return size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "text-encoder", "crop-encoder", "out"):
+        parser.add_argument(f"--{name}", required=True, type=Path)
+    args = parser.parse_args()
+    size = package(args.model, args.text_encoder, args.crop_encoder, args.out)
+    print(f"{args.out}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
