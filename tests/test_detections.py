@@ -93,7 +93,7 @@ def test_confidence_stays_between_zero_and_one():
     predicted = torch.tensor([-0.5, 0.5, 1.5])
     torch.testing.assert_close(confidence_score(predicted), torch.tensor([0.0, 0.5, 1.0]))
     both = confidence_score(predicted, torch.full((3,), 0.5), torch.full((3,), 0.5))
-    torch.testing.assert_close(both, torch.tensor([0.0, 0.125, 0.25]))
+    torch.testing.assert_close(both, torch.tensor([0.0, 0.5, 0.25 ** (1 / 3)]))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -64,6 +64,7 @@ LAYERS = [
     "evaluation_report",
     "evaluation_sheet",
     "evaluation",
+    "bench_memory",
     "bench",
     "info",
     "demo",

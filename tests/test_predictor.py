@@ -232,7 +232,7 @@ def test_text_joins_geometry(textsam, photo):
     )
     np.testing.assert_allclose(named.data["presence"], expected.presence_logits.sigmoid().numpy(), rtol=1e-5)
     factors = named.data["predicted_iou"].clip(0, 1) * named.data["presence"] * named.data["agreement"]
-    np.testing.assert_allclose(named.confidence, factors, rtol=1e-5)
+    np.testing.assert_allclose(named.confidence, factors ** (1 / 3), rtol=1e-5)
 
 
 def test_one_text_serves_all_prompt_sets(textsam, photo):
@@ -275,7 +275,7 @@ def test_a_trained_text_prompt_without_similarity_head_uses_a_grid(photo):
         text_options=TextPromptOptions(min_stability=0.0, presence_threshold=0.0, grid_points_per_side=4),
     )
     found = model.predict(photo, text="cat", threshold=0.0)
-    assert len(found) > 0
+    assert len(found) > 0, "a threshold of 0 lets every guess through"
     np.testing.assert_array_equal(found.data["agreement"], np.ones(len(found), np.float32))
 
 

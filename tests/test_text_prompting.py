@@ -14,8 +14,7 @@ from textsam.text_prompting import (
     clear_padding,
     find_instances,
     mask_agreement,
-    similarity_probability,
-    text_presence,
+    read_texts,
 )
 from textsam.transforms import ImageGeometry
 
@@ -132,13 +131,12 @@ def test_max_instances_and_threshold():
 
 
 def test_presence_orders_texts():
-    model = SquaresModel()
     texts = torch.stack([GREEN, RED])
-    similarity = similarity_probability(model, None, GEOMETRY, texts)
-    for maps in (similarity, None):
-        absent, present = text_presence(model, model.encode_image(), texts, maps).tolist()
+    for head in (True, False):
+        model = SquaresModel(similarity_head=head)
+        absent, present = read_texts(model, model.encode_image(), GEOMETRY, texts).presence.tolist()
         assert 0 <= absent < 0.3 < 0.9 < present <= 1
-    assert text_presence(model, model.encode_image(), texts[:0], None).shape == (0,)
+        assert read_texts(model, model.encode_image(), GEOMETRY, texts[:0]).presence.shape == (0,)
 
 
 def test_guesses_are_peaks_and_boxes_of_regions():
@@ -146,7 +144,7 @@ def test_guesses_are_peaks_and_boxes_of_regions():
     probability[1:3, 1:3] = 0.8
     probability[1, 2] = 0.9
     probability[5, 5:8] = 0.7  # a plateau: its middle counts
-    options = TextPromptOptions(points_per_side=2, min_region=1, peak_radius=1)
+    options = TextPromptOptions(points_per_side=2, min_region=1, peak_radius=1, use_boxes=True)
     points, boxes = guess_prompts(probability, GEOMETRY, options)
     assert points[:2].tolist() == [[20.0, 12.0], [52.0, 44.0]]  # centres of the cells (1, 2) and (5, 6), 8 px each
     assert boxes.tolist() == [[8.0, 8.0, 24.0, 24.0], [40.0, 40.0, 64.0, 48.0]]
@@ -167,7 +165,7 @@ def test_a_plateau_is_one_peak_and_the_highest_counts_always():
 
 
 def test_a_region_that_fills_the_photo_is_covered():
-    points, boxes = guess_prompts(np.ones((8, 8), np.float32), GEOMETRY, TextPromptOptions(points_per_side=4))
+    points, boxes = guess_prompts(np.ones((8, 8), np.float32), GEOMETRY, TextPromptOptions(points_per_side=4, use_boxes=True))
     assert boxes.tolist() == [[0.0, 0.0, 64.0, 48.0]]
     assert {tuple(point) for point in grid_points(GEOMETRY, 4)} <= {tuple(point) for point in points}
 

@@ -110,8 +110,9 @@ def mask_nms(
 def confidence_score(predicted_iou: Tensor, presence: Tensor | None = None, agreement: Tensor | None = None) -> Tensor:
     """The one number in [0, 1] by which results are ranked and thresholded.
 
-    confidence = clip(predicted_iou, 0, 1) * presence * agreement, where the last two only count when they are given:
-    how good the outline is, times whether the named thing appears at all, times how far the mask agrees with the name.
+    confidence is the geometric mean of clip(predicted_iou, 0, 1), presence and agreement, where the last two only count
+    when they are given: how good the outline is, whether the named thing appears at all, how far the mask agrees with
+    the name. A mean keeps the scale of one probability; a product of three would call a good find unlikely.
 
     Args:
         predicted_iou: (N,) the decoder's estimate, not clipped.
@@ -120,11 +121,8 @@ def confidence_score(predicted_iou: Tensor, presence: Tensor | None = None, agre
     Returns:
         (N,) float32.
     """
-    confidence = predicted_iou.float().clamp(0.0, 1.0)
-    for factor in (presence, agreement):
-        if factor is not None:
-            confidence = confidence * factor.float().clamp(0.0, 1.0)
-    return confidence
+    factors = [factor.float().clamp(0.0, 1.0) for factor in (predicted_iou, presence, agreement) if factor is not None]
+    return torch.stack(factors).prod(0) ** (1 / len(factors))
 
 
 def to_detections(

@@ -24,7 +24,7 @@ from textsam.questions import Question, ask, spread_prompts
 from textsam.ranker import NAMES_NOTICE, Ranker
 from textsam.ranking import RankingOptions
 from textsam.text_options import TextPromptOptions
-from textsam.text_prompting import similarity_probability, text_presence
+from textsam.text_prompting import read_texts
 from textsam.transforms import ImageGeometry
 from textsam.words import Words
 
@@ -221,8 +221,7 @@ class TextSam:
         embeddings = self._embed(names)
         if not self.model.config.text_trained:
             return self._ranker.agreement(encoded, names).amax(1).numpy()
-        similarity = similarity_probability(self.model, encoded.embeddings, encoded.geometry, embeddings)
-        return to_numpy(text_presence(self.model, encoded.embeddings, embeddings, similarity))
+        return to_numpy(read_texts(self.model, encoded.embeddings, encoded.geometry, embeddings).presence)
 
     @torch.inference_mode()
     def generate(self, image: Any = None, **options: Any) -> sv.Detections:

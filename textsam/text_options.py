@@ -20,7 +20,8 @@ class TextPromptOptions:
         grid_points_per_side: without a similarity head: the whole grid's.
         max_points: at most this many points for each text, the most similar first.
         use_boxes: also ask with the box of each connected region.
-        min_region: a connected region of fewer positions gets no box.
+        min_region: a connected region of fewer positions of the map (boxes) or the mask (instances) does not count.
+        part_share: guesses take the place of a region when at least this share of each lies in it, and of it in them.
         points_per_batch: prompts in one decoder call.
         multimask_output: let each point offer three masks, of which the best scored is kept.
         ring_weight: how far similarity just outside a mask counts against it (a part of a thing has the rest around).
@@ -28,19 +29,20 @@ class TextPromptOptions:
         min_stability: masks whose stability score is below it are dropped.
     """
 
-    presence_threshold: float = 0.3
-    confidence_threshold: float = 0.25
+    presence_threshold: float = 0.2
+    confidence_threshold: float = 0.4
     region_threshold: float = 0.5
     peak_threshold: float = 0.5
     peak_radius: int = 2
     points_per_side: int = 16
     grid_points_per_side: int = 16
     max_points: int = 48
-    use_boxes: bool = True
-    min_region: int = 2
+    use_boxes: bool = False
+    min_region: int = 4
+    part_share: float = 0.75
     points_per_batch: int = 64
-    multimask_output: bool = True
+    multimask_output: bool = False
     ring_weight: float = 0.5
     iou_threshold: float = 0.5
     containment_threshold: float = 0.8
-    min_stability: float = 0.5
+    min_stability: float = 0.3

@@ -1,8 +1,9 @@
 """Words alone to every instance of what they name, with a model whose text prompt was trained.
 
-The text token joins one point or one box per guess in the same decoder call. Where the guesses come from depends on
-the model: with a similarity head, from the peaks and the regions of each text's similarity map; without one, from a
-regular grid of points. Every guess is scored, and of guesses that repeat each other the best stays.
+A text is first read alone: is it there, and in which region? Then the text token joins one point per guess in the same
+decoder call, to tell instances apart. Where the guesses come from depends on the model: with a similarity head, from
+the text's similarity map, and connected regions that the guesses do not take apart are instances themselves; without
+one, from a regular grid of points. Every guess is scored, and of guesses that repeat each other the best stays.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +23,8 @@ from textsam.modeling.structures import ImageEmbeddings
 from textsam.text_guesses import grid_points, guess_prompts
 from textsam.text_options import TextPromptOptions
 from textsam.transforms import LOW_RES_STRIDE, ImageGeometry
+
+OUTSIDE = -10.0  # logit of what is surely outside
 
 
 @dataclass(frozen=True)
@@ -84,23 +88,108 @@ def find_instances(
         threshold: on the confidence; None: the one of the options.
     """
     options = options or TextPromptOptions()
-    similarity = similarity_probability(model, image, geometry, text_embeddings, negative_embeddings)
-    presence = text_presence(model, image, text_embeddings, similarity)
+    reading = read_texts(model, image, geometry, text_embeddings, negative_embeddings)
     lowest = options.confidence_threshold if threshold is None else threshold
-    # No instance can be more confident than its text is present: below the threshold nothing need be decoded.
-    gate = max(lowest, options.presence_threshold) if threshold is None else lowest
+    gate = options.presence_threshold if threshold is None else lowest**3  # confidence is a mean of three
     parts = [TextInstances.none(image)]
-    for query in torch.nonzero(presence >= gate)[:, 0].tolist():
-        probability = None if similarity is None else similarity[query]
+    for query in torch.nonzero(reading.presence >= gate)[:, 0].tolist():
+        probability = None if reading.similarity is None else reading.similarity[query]
         if probability is None:
             points, boxes = grid_points(geometry, options.grid_points_per_side), np.zeros((0, 4))
         else:
             points, boxes = guess_prompts(probability.cpu().numpy(), geometry, options)
+        presence = reading.presence[query]
         guesses = decode_guesses(
-            model, image, geometry, text_embeddings[query], query, points, boxes, presence[query], probability, options
+            model, image, geometry, text_embeddings[query], query, points, boxes, presence, probability, options
         )
-        parts.append(keep_best(guesses, options, lowest, max_instances))
+        guesses = keep_best(guesses, options, lowest, None)
+        if probability is not None:
+            regions = find_regions(reading, query, geometry, options)
+            guesses = explain_regions(regions.select(torch.nonzero(regions.confidence >= lowest)[:, 0]), guesses, options)
+            guesses = keep_best(guesses, options, lowest, None)
+        parts.append(guesses.select(torch.arange(len(guesses), device=presence.device)[:max_instances]))
     return TextInstances.join(parts)
+
+
+@dataclass(frozen=True)
+class TextReading:
+    """What Q texts alone say of a photo.
+
+    Attributes:
+        presence: (Q,) in [0, 1], does the named thing appear at all? The geometric mean of two estimates where the
+            model has both: the presence token, and the maximum of the similarity map.
+        region_logits: (Q, 4h, 4w) the text's mask, the union of its instances where the model learned that.
+        region_iou: (Q,) its predicted IoU.
+        similarity: (Q, hc, wc) probabilities; None without a similarity head.
+    """
+
+    presence: Tensor
+    region_logits: Tensor
+    region_iou: Tensor
+    similarity: Tensor | None
+
+
+def read_texts(
+    model: TextSamModel,
+    image: ImageEmbeddings,
+    geometry: ImageGeometry,
+    text_embeddings: Tensor,
+    negative_embeddings: Tensor | None = None,
+) -> TextReading:
+    """Decode (Q, D) texts without any other prompt; what fits one of the (P, D) negative texts better is left out."""
+    similarity = similarity_probability(model, image, geometry, text_embeddings, negative_embeddings)
+    if len(text_embeddings) == 0:
+        none = TextInstances.none(image)
+        return TextReading(none.presence, none.low_res_logits, none.predicted_iou, similarity)
+    prompts = model.encode_prompts(image, text_embeddings=text_embeddings)
+    decoded = model.decode_masks(image, prompts, multimask_output=False)
+    presence = decoded.presence_logits.float().sigmoid()  # type: ignore[union-attr]
+    logits = clear_padding(decoded.low_res_logits[:, 0].float(), geometry, fill=OUTSIDE)
+    if similarity is not None:
+        presence = (presence * similarity.flatten(1).amax(1)).sqrt()
+        allowed = F.interpolate((similarity > 0)[None].float(), tuple(logits.shape[-2:]), mode="nearest")[0] > 0
+        logits = torch.where(allowed, logits, OUTSIDE)
+    return TextReading(presence, logits, decoded.iou_predictions[:, 0].float(), similarity)
+
+
+def find_regions(
+    reading: TextReading, query: int, geometry: ImageGeometry, options: TextPromptOptions
+) -> TextInstances:
+    """The connected parts of one text's mask, as instances."""
+    logits = reading.region_logits[query]
+    labels, count = ndimage.label((logits > 0).cpu().numpy(), structure=np.ones((3, 3)))
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    numbers = [number for number in range(1, count + 1) if areas[number] >= options.min_region]
+    chosen = torch.from_numpy(labels)[None].to(logits.device) == torch.tensor(numbers, device=logits.device)[:, None, None]
+    # Just outside a part the logits stay, so that upscaling finds the same edge.
+    near = F.max_pool2d(chosen[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
+    parts = torch.where(near & ((logits <= 0) | chosen), logits, OUTSIDE)
+    iou = reading.region_iou[query].expand(len(parts))[:, None]
+    return score_masks(
+        parts[:, None], iou, query, reading.presence[query], reading.similarity[query], geometry, options  # type: ignore[index]
+    )
+
+
+def explain_regions(regions: TextInstances, guesses: TextInstances, options: TextPromptOptions) -> TextInstances:
+    """Each region as it is, or in its place the two or more guesses inside it that cover it; guesses elsewhere stay.
+
+    Touching things of one name are one region. A lone guess in a region is the same thing, drawn from less.
+    """
+    if not len(regions):
+        return guesses
+    masks, inside = regions.low_res_logits > 0, guesses.low_res_logits > 0
+    shared = torch.einsum("rhw,ghw->rg", masks.float(), inside.float())
+    belongs = shared >= options.part_share * inside.flatten(1).sum(1)
+    keep_region = torch.ones(len(regions), dtype=torch.bool, device=masks.device)
+    keep_guess = ~belongs.any(0)
+    for number, mask in enumerate(masks):
+        members = torch.nonzero(belongs[number])[:, 0]
+        covered = (inside[members].any(0) & mask).sum() >= options.part_share * mask.sum() if len(members) > 1 else False
+        if covered:
+            keep_region[number] = False
+            keep_guess[members] = True
+    chosen = [regions.select(torch.nonzero(keep_region)[:, 0]), guesses.select(torch.nonzero(keep_guess)[:, 0])]
+    return TextInstances.join(chosen)
 
 
 def similarity_probability(
@@ -123,24 +212,6 @@ def similarity_probability(
         negative = model.text_similarity(image, negative_embeddings)[0].float().amax(0)  # type: ignore[index]
         probability = torch.where(negative > logits, 0.0, probability)
     return clear_padding(probability, geometry)
-
-
-def text_presence(
-    model: TextSamModel, image: ImageEmbeddings, text_embeddings: Tensor, similarity: Tensor | None
-) -> Tensor:
-    """Does each named thing appear in the photo at all? (Q,) float32 in [0, 1].
-
-    The geometric mean of two estimates where the model has both: the presence token, read with the text as the only
-    prompt, and the maximum of the similarity map.
-    """
-    if len(text_embeddings) == 0:
-        return torch.zeros(0, device=image.image_embeddings.device)
-    prompts = model.encode_prompts(image, text_embeddings=text_embeddings)
-    logits = model.decode_masks(image, prompts, multimask_output=False).presence_logits
-    presence = logits.float().sigmoid()  # type: ignore[union-attr]
-    if similarity is None:
-        return presence
-    return (presence * similarity.flatten(1).amax(1)).sqrt()
 
 
 def decode_guesses(
@@ -193,7 +264,7 @@ def score_masks(
     """Of the M masks (N, M, 4h, 4w) of each prompt the most confident, with all its scores."""
     count, number = predicted_iou.shape
     flat = logits.flatten(0, 1)
-    flat = clear_padding(flat, geometry, fill=-10.0)
+    flat = clear_padding(flat, geometry, fill=OUTSIDE)
     if probability is None:
         agreement = torch.ones(len(flat), device=flat.device)
     else:

@@ -12,6 +12,7 @@ Prompts are taken a few at a time, so that an image's worth of intermediate valu
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from textsam.modeling.layers import LayerNorm2d, linear
 from textsam.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 
 # Elements of the image tokens of the prompts that are decoded together.
-_CHUNK_ELEMENTS = 1024 * 1024
+_CHUNK_ELEMENTS = 2 * 1024 * 1024
 # Positions upscaled together.
 _UPSCALED_POSITIONS = 1024
 
@@ -49,10 +50,11 @@ def decode_in_chunks(
     h, w = embeddings.shape[-2:]
     count, upscale = len(tokens), MaskUpscaler(upscaling)
     located_pe = image_pe.flatten(2).transpose(1, 2).contiguous()
-    shared = keys = None
+    shared = None
+    keys = embeddings[:0]
     if len(embeddings) == 1 and len(dense) == 1:
         keys = _as_tokens(embeddings + dense)
-        shared = SharedImage(transformer.layers[0], keys, keys + located_pe)
+        shared = SharedImage(_blocks(transformer)[0], keys, keys + located_pe)
     step = max(_CHUNK_ELEMENTS // max(embeddings[0].numel(), 1), 1)
     out, logits = torch.empty_like(tokens), []
     for start in range(0, count, step):
@@ -108,9 +110,8 @@ def run_transformer(
     Returns:
         tokens (n, T, C) and image tokens (n, h * w, C).
     """
-    queries = tokens
-    located = None if shared is not None else keys + image_pe
-    for block in transformer.layers:
+    queries, located = tokens, keys + image_pe
+    for block in _blocks(transformer):
         queries = _attend_to_self(block, queries, tokens)
         reading, writing = block.cross_attn_token_to_image, block.cross_attn_image_to_token
         asked = queries + tokens
@@ -118,14 +119,18 @@ def run_transformer(
         queries = block.norm2(queries + read)
         queries = block.norm3(queries + block.mlp(queries))
         offered = queries + tokens
-        weights = (
-            _write_weights_shared(writing, offered, shared) if shared else _write_weights(writing, offered, located)
-        )
+        if shared:
+            weights = _write_weights_shared(writing, offered, shared)
+        else:
+            weights = _write_weights(writing, offered, located)
         keys = block.norm4(torch.baddbmm(keys, weights.transpose(1, 2), _write_values(writing, queries)))
-        located = keys + image_pe
-        shared = None
+        located, shared = keys + image_pe, None
     read = _read(transformer.final_attn_token_to_image, queries + tokens, located, keys)
     return transformer.norm_final_attn(queries + read), keys
+
+
+def _blocks(transformer: TwoWayTransformer) -> list[TwoWayAttentionBlock]:
+    return [block for block in transformer.layers if isinstance(block, TwoWayAttentionBlock)]
 
 
 def _attend_to_self(block: TwoWayAttentionBlock, queries: Tensor, tokens: Tensor) -> Tensor:
@@ -209,7 +214,7 @@ class MaskUpscaler:
     """
 
     def __init__(self, layers: nn.Sequential) -> None:
-        up1, self.norm, _, up2, _ = layers
+        up1, self.norm, _, up2, _ = tuple[Any, ...](layers)
         self.up1, self.up2 = _as_matrix(up1), _as_matrix(up2)
 
     def __call__(self, image_tokens: Tensor, weights: Tensor, grid_hw: tuple[int, int]) -> Tensor:

@@ -125,7 +125,7 @@ class MaskDecoder(nn.Module):
             mixed.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), tokens, image_index
         )
 
-        image_map = spread(image_tokens, count, image_index).transpose(1, 2).reshape(count, -1, h, w)
+        image_map = spread(image_tokens, count, image_index).transpose(1, 2).reshape(count, image_tokens.shape[-1], h, w)
         upscaled = self._upscale(image_map, image, prompts, image_index)
         logits = (self._mask_weights(tokens, kept) @ upscaled.flatten(2)).unflatten(-1, upscaled.shape[-2:])
         if self.drawing_head is not None and prompts.drawn_prompts is not None:

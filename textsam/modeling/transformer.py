@@ -32,7 +32,7 @@ class Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, image_index: Tensor | None = None) -> Tensor:
         """(N or B, Tq, C), (N or B, Tk, C), (N or B, Tk, C) -> (N, Tq, C); `image_index` (N,) spreads B over N."""
         q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
-        count = max(len(q), len(k)) if image_index is None else len(image_index)
+        count = (len(q) if len(q) != 1 else len(k)) if image_index is None else len(image_index)
         q, k, v = (spread(x, count, image_index).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         return self.out_proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
