@@ -41,8 +41,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from miniatures import CLIP_DIM, mobile_miniature
 
-    from textsam.small_clip import SmallCropEncoder, SmallTextEncoder
-    from textsam.vocabulary import Vocabulary
+    from textsam.language.small_clip import SmallCropEncoder, SmallTextEncoder
+    from textsam.language.vocabulary import Vocabulary
 
     folder = tmp_path_factory.mktemp("tiny")
     model = mobile_miniature()

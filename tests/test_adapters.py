@@ -19,8 +19,8 @@ from tiny_models import (
     write,
 )
 
-from textsam.adapters import ADAPTER_FILE, load_adapter, read_adapter, save_adapter
-from textsam.checkpoints import load, load_model
+from textsam.checkpoints.adapters import ADAPTER_FILE, load_adapter, read_adapter, save_adapter
+from textsam.checkpoints.loading import load, load_model
 
 
 @pytest.fixture
@@ -151,8 +151,8 @@ def test_clip_of_another_width(tmp_path: Path, tiny_clip: str) -> None:
 
 
 def test_a_folder_may_carry_small_encoders_of_its_own(tmp_path: Path) -> None:
-    from textsam.small_clip import SmallCropEncoder, SmallTextEncoder
-    from textsam.vocabulary import Vocabulary
+    from textsam.language.small_clip import SmallCropEncoder, SmallTextEncoder
+    from textsam.language.vocabulary import Vocabulary
 
     tiny_model(text_trained=True, clip_dim=512).save_pretrained(tmp_path)
     text_encoder = SmallTextEncoder(Vocabulary(["cat"]))

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import nms
 
-import textsam.automatic
-from textsam.automatic import AutomaticMasks, box_nms, generate, remove_small_regions
-from textsam.automatic_options import AutomaticOptions, crop_boxes
-from textsam.mask_scoring import _upscaled_photos, score_masks
-from textsam.transforms import ImageGeometry, postprocess_masks
+import textsam.prompting.automatic
+from textsam.prompting.automatic import AutomaticMasks, box_nms, generate, remove_small_regions
+from textsam.prompting.automatic_options import AutomaticOptions, crop_boxes
+from textsam.prompting.mask_scoring import _upscaled_photos, score_masks
+from textsam.prompting.transforms import ImageGeometry, postprocess_masks
 
 SIDE = 128
 MODEL = tiny_model()
@@ -43,7 +43,7 @@ def blob_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
         logits, iou = blobs(torch.from_numpy(geometry.points_to_input(points)))
         return logits.flatten(0, 1), iou.flatten()
 
-    monkeypatch.setattr(textsam.automatic, "_decode_points", decode)
+    monkeypatch.setattr(textsam.prompting.automatic, "_decode_points", decode)
 
 
 def reference_box(mask: Tensor) -> list[int]:
@@ -150,7 +150,8 @@ def test_cleaning() -> None:
     assert 0 < len(clean) <= len(raw)
     changed = 0
     originals = {
-        (point.tobytes(), iou): mask for point, iou, mask in zip(raw.points_xy, raw.predicted_iou, raw.masks(), strict=True)
+        (point.tobytes(), iou): mask
+        for point, iou, mask in zip(raw.points_xy, raw.predicted_iou, raw.masks(), strict=True)
     }
     for mask, box, point, iou in zip(
         clean.masks(), clean.boxes_xyxy, clean.points_xy, clean.predicted_iou, strict=True
@@ -188,7 +189,7 @@ def test_a_real_model_and_its_cached_embedding() -> None:
     options = AutomaticOptions(points_per_side=3, points_per_batch=4, pred_iou_thresh=-9, stability_score_thresh=0.0)
     found = generate(MODEL, image, options)
     assert len(found) > 0
-    from textsam.transforms import preprocess_image
+    from textsam.prompting.transforms import preprocess_image
 
     config = MODEL.config
     pixels, _ = preprocess_image(

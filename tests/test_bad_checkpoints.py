@@ -20,8 +20,8 @@ from tiny_models import (
     write,
 )
 
-from textsam.adapters import save_adapter
-from textsam.checkpoints import load_model
+from textsam.checkpoints.adapters import save_adapter
+from textsam.checkpoints.loading import load_model
 
 
 @pytest.fixture

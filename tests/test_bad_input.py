@@ -8,8 +8,8 @@ from miniatures import HashedWords, mobile_miniature
 from tiny_models import tiny_model
 
 from textsam.predictor import TextSam
-from textsam.prompts import check_geometry, check_texts
-from textsam.transforms import ImageGeometry
+from textsam.prompting.prompts import check_geometry, check_texts
+from textsam.prompting.transforms import ImageGeometry
 
 WIDTH, HEIGHT = 60, 40
 NAN = float("nan")

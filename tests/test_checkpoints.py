@@ -17,10 +17,9 @@ from tiny_models import (
     unit_text,
 )
 
-from textsam import devices
-from textsam.checkpoints import load, load_model
+from textsam.checkpoints.devices import resolve_device, resolve_dtype
+from textsam.checkpoints.loading import devices, load, load_model
 from textsam.config import TextSamConfig
-from textsam.devices import resolve_device, resolve_dtype
 from textsam.model import TextSamModel
 
 

@@ -13,10 +13,10 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import textsam
-from textsam.cli import app
-from textsam.cli_options import parse_boxes, parse_names, parse_points
-from textsam.rle import decode_mask
-from textsam.runs import output_names, run_images
+from textsam.commands.cli import app
+from textsam.commands.options import parse_boxes, parse_names, parse_points
+from textsam.files.rle import decode_mask
+from textsam.files.runs import output_names, run_images
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_generate(run: Callable, photo: Path, tiny_folder: Path) -> None:
 def test_generate_has_all_options_of_the_library() -> None:
     from dataclasses import fields
 
-    from textsam.automatic_options import AutomaticOptions
+    from textsam.prompting.automatic_options import AutomaticOptions
 
     command = get_command(app).commands["generate"]
     defaults = {parameter.name: parameter.default for parameter in command.params}

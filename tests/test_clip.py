@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import textsam.clip
-from textsam.clip import ClipNotAvailableError, CropEncoder, TextEncoder, load_open_clip, parse_clip_name
-from textsam.clip_towers import wrap_tower
+import textsam.language.clip
+from textsam.language.clip import ClipNotAvailableError, CropEncoder, TextEncoder, load_open_clip, parse_clip_name
+from textsam.language.clip_towers import wrap_tower
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 VIT = {"layers": 3, "width": 64, "head_width": 16, "patch_size": 8, "image_size": 32}
@@ -200,7 +200,7 @@ def test_crop_encoder_any_number_of_masks(clip: open_clip.CLIP, monkeypatch: pyt
     assert embeddings.shape == (7, 24)
     assert embeddings.dtype == torch.float32
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(7))
-    monkeypatch.setattr(textsam.clip, "CROP_BATCH_SIZE", 2)
+    monkeypatch.setattr(textsam.language.clip, "CROP_BATCH_SIZE", 2)
     torch.testing.assert_close(encoder.encode(image, masks, expand=1.5, zero_outside=True), embeddings)
     assert encoder.encode(image, masks[:1]).shape == (1, 24)
     assert encoder.encode(image, masks[:0]).shape == (0, 24)
@@ -224,7 +224,7 @@ def test_text_encoder_is_the_text_tower(clip: open_clip.CLIP, monkeypatch: pytes
     with torch.no_grad():
         expected = clip.encode_text(tokenizer([text.strip() for text in texts]), normalize=True)
     torch.testing.assert_close(encoder.encode(texts), expected)
-    monkeypatch.setattr(textsam.clip, "TEXT_BATCH_SIZE", 3)
+    monkeypatch.setattr(textsam.language.clip, "TEXT_BATCH_SIZE", 3)
     torch.testing.assert_close(encoder.encode(texts), expected)
     framed = TextEncoder(clip, tokenizer, template="a {}")
     torch.testing.assert_close(framed.encode(["dog"]), encoder.encode(["a dog"]))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from textsam.coco import load_coco
-from textsam.rle import decode_mask, encode_mask, run_lengths, segmentation_to_rle
+from textsam.files.coco import load_coco
+from textsam.files.rle import decode_mask, encode_mask, run_lengths, segmentation_to_rle
 
 HEIGHT, WIDTH = 20, 30
 

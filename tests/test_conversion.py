@@ -15,9 +15,13 @@ from tiny_models import (
     transformers_outputs,
 )
 
-from textsam.checkpoints import load_model
+from textsam.checkpoints.conversion import (
+    config_from_state_dict,
+    config_from_transformers,
+    convert_transformers_state_dict,
+)
+from textsam.checkpoints.loading import load_model
 from textsam.config import TextSamConfig
-from textsam.conversion import config_from_state_dict, config_from_transformers, convert_transformers_state_dict
 from textsam.model import TextSamModel
 
 SIZES = {"b": TextSamConfig.sam_vit_b, "l": TextSamConfig.sam_vit_l, "h": TextSamConfig.sam_vit_h}

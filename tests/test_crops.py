@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from textsam.crops import grid_coverage, inside_cells, mask_window, masked_mean, square_crop, validate_image_and_masks
+from textsam.language.crops import (
+    grid_coverage,
+    inside_cells,
+    mask_window,
+    masked_mean,
+    square_crop,
+    validate_image_and_masks,
+)
 
 
 def box_mask(height: int, width: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import pytest
 import supervision as sv
 import torch
 
-from textsam.detections import (
+from textsam.prompting.detections import (
     boxes_of_masks,
     confidence_score,
     mask_nms,

@@ -12,14 +12,14 @@ import pytest
 from PIL import Image, ImageDraw
 from rich.console import Console
 
-from textsam.coco import CocoDataset, load_coco
-from textsam.detections import to_detections
-from textsam.evaluation import EvaluationOptions, main, run
-from textsam.evaluation_geometry import choose, farthest_from_boundary, next_click
-from textsam.evaluation_sheet import Case, CaseBook
-from textsam.metrics import filled_boxes
-from textsam.rle import encode_mask
-from textsam.vocabulary import UnknownNameError
+from textsam.evaluation.geometry import choose, farthest_from_boundary, next_click
+from textsam.evaluation.metrics import filled_boxes
+from textsam.evaluation.scoring import EvaluationOptions, main, run
+from textsam.evaluation.sheet import Case, CaseBook
+from textsam.files.coco import CocoDataset, load_coco
+from textsam.files.rle import encode_mask
+from textsam.language.vocabulary import UnknownNameError
+from textsam.prompting.detections import to_detections
 
 HEIGHT, WIDTH = 60, 80
 NAMES = ("cat", "dog", "bus")
@@ -417,10 +417,10 @@ def random_sam() -> Any:
     import torch
     from tiny_models import tiny_model
 
+    from textsam.language.small_clip import SmallTextEncoder
+    from textsam.language.vocabulary import Vocabulary
     from textsam.predictor import TextSam
-    from textsam.small_clip import SmallTextEncoder
-    from textsam.text_prompting import TextPromptOptions
-    from textsam.vocabulary import Vocabulary
+    from textsam.prompting.text_prompting import TextPromptOptions
 
     torch.manual_seed(0)
     words = SmallTextEncoder(Vocabulary(["cat", "dog"]), num_buckets=64, width=16, mlp_dim=16, embed_dim=48)
@@ -454,7 +454,7 @@ def test_a_real_model_end_to_end_and_again(data: Path, tmp_path: Path) -> None:
 def test_main_writes_scores_of_a_model_by_its_folder(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("textsam.checkpoints.load", lambda name: {"folder": random_sam()}[name])
+    monkeypatch.setattr("textsam.checkpoints.loading.load", lambda name: {"folder": random_sam()}[name])
     out = tmp_path / "scores"
     arguments = [str(data), "--model", "folder", "--prompts", "box", "text", "--limit", "2", "--out", str(out)]
     assert main(arguments) == 0

@@ -10,8 +10,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from textsam.dataset_export import write_dataset
-from textsam.export import (
+from textsam.files.dataset_export import write_dataset
+from textsam.files.export import (
     category_list,
     coco_document,
     draw_overlay,

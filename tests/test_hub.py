@@ -15,9 +15,9 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from tiny_models import outputs, tiny_model, tiny_transformers_sam, transformers_outputs
 
-from textsam.adapters import load_adapter, save_adapter
-from textsam.checkpoints import load_model
-from textsam.hub import download, is_repo_id
+from textsam.checkpoints.adapters import load_adapter, save_adapter
+from textsam.checkpoints.hub import download, is_repo_id
+from textsam.checkpoints.loading import load_model
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ CLIENT = """
 import sys, torch
 import textsam
 from textsam import TextSamModel
-from textsam.checkpoints import load_model
+from textsam.checkpoints.loading import load_model
 from tiny_models import outputs, tiny_model
 from transformers import AutoConfig, AutoModel
 

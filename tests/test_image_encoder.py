@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from textsam.modeling import attention
 from textsam.modeling.attention import augmented_attention, blocked_attention, resize_table
-from textsam.modeling.image_encoder import ImageEncoderViT, linear
+from textsam.modeling.image_encoder import ImageEncoderViT
+from textsam.modeling.layers import linear
 
 
 def encoder(**sizes: int) -> ImageEncoderViT:

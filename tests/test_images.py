@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from textsam.images import IMAGE_SUFFIXES, list_images, read_image
+from textsam.files.images import IMAGE_SUFFIXES, list_images, read_image
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from textsam.metrics import (
+from textsam.evaluation.metrics import (
     auroc,
     coco_average_precision,
     ellipses_in_boxes,
@@ -15,7 +15,7 @@ from textsam.metrics import (
     semantic_scores,
     tight_boxes,
 )
-from textsam.rle import encode_mask
+from textsam.files.rle import encode_mask
 
 
 def rectangle(x0: int, y0: int, x1: int, y1: int, size: int = 10) -> np.ndarray:

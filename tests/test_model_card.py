@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 from test_evaluation import Oracle, data  # noqa: F401 (a fixture)
 
-from textsam.evaluation import run
+from textsam.evaluation.scoring import run
 from train.model_card import main, read_record
 
 RECORD: dict[str, Any] = {

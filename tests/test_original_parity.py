@@ -15,8 +15,8 @@ from safetensors import safe_open
 from tiny_models import SIDE, randomize, tiny_transformers_sam
 from torch import Tensor
 
+from textsam.checkpoints.conversion import config_from_transformers, convert_transformers_state_dict
 from textsam.config import TextSamConfig
-from textsam.conversion import config_from_transformers, convert_transformers_state_dict
 from textsam.model import TextSamModel
 from textsam.modeling.structures import ImageEmbeddings, PromptEmbeddings
 

@@ -10,10 +10,10 @@ from tiny_models import SIDE, tiny_model
 from torch.nn import functional as F
 from torchvision.transforms.functional import resize, to_pil_image
 
-from textsam.automatic import generate
-from textsam.automatic_options import AutomaticOptions
 from textsam.predictor import TextSam
-from textsam.text_options import TextPromptOptions
+from textsam.prompting.automatic import generate
+from textsam.prompting.automatic_options import AutomaticOptions
+from textsam.prompting.text_options import TextPromptOptions
 
 LOW = SIDE // 4
 
@@ -100,7 +100,7 @@ def test_geometry_is_sams(sam, photo, prompts, multimask_output, upright):
 
 def test_many_prompt_sets_are_one_by_one(sam, photo, monkeypatch):
     """Whatever the number in one decoder call: one object for each, in order; with three masks, prompt-major."""
-    monkeypatch.setattr("textsam.geometry_prompting.PROMPTS_PER_BATCH", 2)
+    monkeypatch.setattr("textsam.prompting.geometry_prompting.PROMPTS_PER_BATCH", 2)
     points = np.array([[[30, 40], [50, 60]], [[100, 20], [0, 0]], [[299, 199], [150, 20]]], dtype=float)
     labels = np.array([[1, 0], [1, -1], [1, 1]])
     together = sam.predict(photo, points=points, point_labels=labels, multimask_output=True, return_logits=True)
@@ -272,7 +272,7 @@ def test_a_trained_text_prompt_without_similarity_head_uses_a_grid(photo):
     model = TextSam(
         tiny_model(text_trained=True),
         HashedWords(),
-        text_options=TextPromptOptions(min_stability=0.0, presence_threshold=0.0, grid_points_per_side=4),
+        text_options=TextPromptOptions(min_stability=0.0, grid_points_per_side=4, multimask_output=True),
     )
     found = model.predict(photo, text="cat", threshold=0.0)
     assert len(found) > 0, "a threshold of 0 lets every guess through"
@@ -289,7 +289,7 @@ def test_each_text_is_embedded_once(photo):
 
 
 def test_few_texts_are_kept(photo, monkeypatch):
-    monkeypatch.setattr("textsam.words._TEXTS_KEPT", 2)
+    monkeypatch.setattr("textsam.language.words._TEXTS_KEPT", 2)
     words = HashedWords()
     model = TextSam(mobile_miniature(), words)
     assert model.presence(photo, ["cat", "dog", "cow"]).shape == (3,)

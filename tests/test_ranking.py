@@ -8,9 +8,9 @@ import torch
 from miniatures import ColourWords
 from tiny_models import tiny_model
 
-from textsam.detections import to_detections
 from textsam.predictor import TextSam
-from textsam.ranking import (
+from textsam.prompting.detections import to_detections
+from textsam.prompting.ranking import (
     BACKGROUND_TEXTS,
     RankingOptions,
     pool_features,

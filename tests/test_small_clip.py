@@ -14,10 +14,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.nn import functional as F
 
-import textsam.small_clip
-from textsam.crops import square_crop
-from textsam.small_clip import SmallCropEncoder, SmallTextEncoder, word_features
-from textsam.vocabulary import UnknownNameError, Vocabulary
+import textsam.language.small_clip
+from textsam.language.crops import square_crop
+from textsam.language.small_clip import SmallCropEncoder, SmallTextEncoder, word_features
+from textsam.language.vocabulary import UnknownNameError, Vocabulary
 from train.crop_encoder import MAX_SHARE_OF_NAME, cache_features, fit_head, list_crops
 from train.text_encoder import build_vocabulary, evaluate, fit, plural
 
@@ -156,7 +156,7 @@ def test_crop_encoder_any_number_of_masks(crop_encoder: SmallCropEncoder, monkey
     embeddings = crop_encoder.encode(image, masks())
     assert embeddings.shape == (5, 16)
     torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(5))
-    monkeypatch.setattr(textsam.small_clip, "BATCH_SIZE", 2)
+    monkeypatch.setattr(textsam.language.small_clip, "BATCH_SIZE", 2)
     torch.testing.assert_close(crop_encoder.encode(image, masks()), embeddings, rtol=1e-4, atol=1e-5)
     assert crop_encoder.encode(image, masks(1)).shape == (1, 16)
     assert crop_encoder.encode(image, masks(0)).shape == (0, 16)

@@ -8,15 +8,15 @@ import torch
 from torch.nn import functional as F
 
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions
-from textsam.text_guesses import find_peaks, grid_points, guess_prompts
-from textsam.text_options import TextPromptOptions
-from textsam.text_prompting import (
+from textsam.prompting.text_guesses import find_peaks, grid_points, guess_prompts
+from textsam.prompting.text_options import TextPromptOptions
+from textsam.prompting.text_prompting import (
     clear_padding,
     find_instances,
     mask_agreement,
     read_texts,
 )
-from textsam.transforms import ImageGeometry
+from textsam.prompting.transforms import ImageGeometry
 
 SIDE = 64
 GEOMETRY = ImageGeometry.of((48, 64), SIDE)  # the lowest quarter of the input is padding
@@ -165,7 +165,9 @@ def test_a_plateau_is_one_peak_and_the_highest_counts_always():
 
 
 def test_a_region_that_fills_the_photo_is_covered():
-    points, boxes = guess_prompts(np.ones((8, 8), np.float32), GEOMETRY, TextPromptOptions(points_per_side=4, use_boxes=True))
+    points, boxes = guess_prompts(
+        np.ones((8, 8), np.float32), GEOMETRY, TextPromptOptions(points_per_side=4, use_boxes=True)
+    )
     assert boxes.tolist() == [[0.0, 0.0, 64.0, 48.0]]
     assert {tuple(point) for point in grid_points(GEOMETRY, 4)} <= {tuple(point) for point in points}
 

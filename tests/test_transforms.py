@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms.functional import resize, to_pil_image
 
-from textsam.transforms import (
+from textsam.prompting.transforms import (
     ImageGeometry,
     mask_to_low_res_logits,
     masks_at_original_size,
@@ -95,7 +95,7 @@ def test_masks_are_the_same_however_many_are_upscaled_at_a_time(monkeypatch):
     assert at_once.dtype == bool
     assert at_once.any()
     assert not at_once.all()
-    monkeypatch.setattr("textsam.transforms._UPSCALE_BUDGET", 1)
+    monkeypatch.setattr("textsam.prompting.transforms._UPSCALE_BUDGET", 1)
     np.testing.assert_array_equal(masks_at_original_size(logits, geometry), at_once)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from textsam.vocabulary import UnknownNameError, Vocabulary, normalize, singulars, validate_texts
+from textsam.language.vocabulary import UnknownNameError, Vocabulary, normalize, singulars, validate_texts
 
 NAMES = [
     "dog", "cat", "person", "hot dog", "cup", "table", "dining table", "bat (animal)", "orange", "orange/tangerine",

@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from textsam.checkpoints import load
-    from textsam.clip import CropEncoder, TextEncoder
+    from textsam.checkpoints.loading import load
     from textsam.config import TextSamConfig
+    from textsam.language.clip import CropEncoder, TextEncoder
     from textsam.model import TextSamModel
     from textsam.predictor import TextSam
 
@@ -18,12 +18,12 @@ __version__ = "0.1.0"
 __all__ = ["CropEncoder", "TextEncoder", "TextSam", "TextSamConfig", "TextSamModel", "__version__", "load"]
 
 _HOME = {
-    "CropEncoder": "textsam.clip",
-    "TextEncoder": "textsam.clip",
+    "CropEncoder": "textsam.language.clip",
+    "TextEncoder": "textsam.language.clip",
     "TextSam": "textsam.predictor",
     "TextSamConfig": "textsam.config",
     "TextSamModel": "textsam.model",
-    "load": "textsam.checkpoints",
+    "load": "textsam.checkpoints.loading",
 }
 
 

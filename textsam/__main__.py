@@ -1,6 +1,6 @@
 """`python -m textsam` is the `textsam` command."""
 
-from textsam.cli import main
+from textsam.commands.cli import main
 
 if __name__ == "__main__":
     main()

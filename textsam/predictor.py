@@ -12,21 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textsam.answers import answer_geometry, answer_text
-from textsam.automatic import generate
-from textsam.automatic_options import AutomaticOptions
-from textsam.detections import to_detections, to_numpy
-from textsam.encoded_image import EncodedImage, encode_images
-from textsam.images import read_image
+from textsam.files.images import read_image
+from textsam.language.words import Words
 from textsam.model import TextSamModel
-from textsam.prompts import GeometricPrompts, check_geometry, check_texts
-from textsam.questions import Question, ask, spread_prompts
-from textsam.ranker import NAMES_NOTICE, Ranker
-from textsam.ranking import RankingOptions
-from textsam.text_options import TextPromptOptions
-from textsam.text_prompting import read_texts
-from textsam.transforms import ImageGeometry
-from textsam.words import Words
+from textsam.prompting.answers import answer_geometry, answer_text
+from textsam.prompting.automatic import generate
+from textsam.prompting.automatic_options import AutomaticOptions
+from textsam.prompting.detections import to_detections, to_numpy
+from textsam.prompting.encoded_image import EncodedImage, encode_images
+from textsam.prompting.prompts import GeometricPrompts, check_geometry, check_texts
+from textsam.prompting.questions import Question, ask, spread_prompts
+from textsam.prompting.ranker import NAMES_NOTICE, Ranker
+from textsam.prompting.ranking import RankingOptions
+from textsam.prompting.text_options import TextPromptOptions
+from textsam.prompting.text_prompting import read_texts
+from textsam.prompting.transforms import ImageGeometry
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -86,7 +86,7 @@ class TextSam:
         """Encode a photo, for any number of `predict` calls without `image`.
 
         Args:
-            image: PIL image, (H, W, 3) uint8 RGB array, path, or tensor; see `textsam.images.read_image`.
+            image: PIL image, (H, W, 3) uint8 RGB array, path, or tensor; see `textsam.files.images.read_image`.
         Raises:
             As `read_image`. The photo that was set before stays set then.
         """
@@ -133,9 +133,10 @@ class TextSam:
             return_logits: also `data["low_res_logits"]`, (N, 4h, 4w) float32.
         Returns:
             xyxy (N, 4) float32; mask (N, H, W) bool; confidence (N,) in [0, 1], see
-            `textsam.detections.confidence_score`; class_id (N,), the number of the text, or of the detector's class,
-            or 0; data: class_name, predicted_iou (as the model gives it, not clipped), stability_score, prompt_index,
-            mask_index, with text presence, and agreement where the text can be compared with the mask.
+            `textsam.prompting.detections.confidence_score`; class_id (N,), the number of the text, or of the
+            detector's class, or 0; data: class_name, predicted_iou (as the model gives it, not clipped),
+            stability_score, prompt_index, mask_index, with text presence, and agreement where the text can be compared
+            with the mask.
         Raises:
             ValueError, TypeError: a prompt that cannot be meant, saying what is expected, what came, and the mend;
             or as `read_image`. The photo that is set stays set.
@@ -229,7 +230,7 @@ class TextSam:
 
         Args:
             image: the photo, which does not replace the one that is set; None: the one that is set.
-            options: fields of `textsam.automatic_options.AutomaticOptions`.
+            options: fields of `textsam.prompting.automatic_options.AutomaticOptions`.
         Returns:
             As `predict`, in order of predicted IoU; data: predicted_iou, stability_score, class_name ("object"),
             point_coords (N, 2), the point that asked for each mask, and crop_box (N, 4), the part of the photo that it

@@ -18,8 +18,8 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
-from textsam.coco import load_coco
-from textsam.small_clip import SmallCropEncoder
+from textsam.files.coco import load_coco
+from textsam.language.small_clip import SmallCropEncoder
 
 
 def embed_set(encoder: SmallCropEncoder, folder: Path, per_image: int, seed: int) -> dict[str, Tensor]:

@@ -28,9 +28,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from textsam.crops import square_crop
-from textsam.small_clip import SmallCropEncoder
-from textsam.vocabulary import Vocabulary
+from textsam.language.crops import square_crop
+from textsam.language.small_clip import SmallCropEncoder
+from textsam.language.vocabulary import Vocabulary
 from train.text_encoder import load_targets
 
 # Crops for training, by data set; the rest of a large set shows more of the same (windows of facades).

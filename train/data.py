@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from textsam.coco import CocoDataset, CocoImage, load_coco
+from textsam.files.coco import CocoDataset, CocoImage, load_coco
 
 MAX_MASK_SHARE = 0.9  # masks over 90% of the image are discarded, as in the paper
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from textsam.small_clip import SmallCropEncoder, SmallTextEncoder
+from textsam.language.small_clip import SmallCropEncoder, SmallTextEncoder
 from textsam.model import TextSamModel
 
 MAX_BYTES = 24_000_000

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from textsam.small_clip import SmallTextEncoder
-from textsam.vocabulary import Vocabulary, _plain, singulars
+from textsam.language.small_clip import SmallTextEncoder
+from textsam.language.vocabulary import Vocabulary, _plain, singulars
 
 # LVIS names of several words were embedded with underscores, so every other source is preferred to it.
 SOURCE_ORDER = ("coco", "objects365", "openimages", "lvis")

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from textsam.config import TextSamConfig
+from textsam.language.vocabulary import Vocabulary
 from textsam.model import TextSamModel
-from textsam.vocabulary import Vocabulary
 from train.data import CocoSamples, Source
 from train.loop import LoopOptions, train
 from train.step import EmbeddingTable, TextSamStep

@@ -125,7 +125,9 @@ class MaskDecoder(nn.Module):
             mixed.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), tokens, image_index
         )
 
-        image_map = spread(image_tokens, count, image_index).transpose(1, 2).reshape(count, image_tokens.shape[-1], h, w)
+        image_map = (
+            spread(image_tokens, count, image_index).transpose(1, 2).reshape(count, image_tokens.shape[-1], h, w)
+        )
         upscaled = self._upscale(image_map, image, prompts, image_index)
         logits = (self._mask_weights(tokens, kept) @ upscaled.flatten(2)).unflatten(-1, upscaled.shape[-2:])
         if self.drawing_head is not None and prompts.drawn_prompts is not None:
@@ -163,10 +165,16 @@ class MaskDecoder(nn.Module):
         """(N, C, h, w) -> (N, C/8, 4h, 4w); the encoder's and the prompts' finer maps are added where there are any."""
         if image.high_res_features is None and prompts.drawn_prompts is None:
             return self.output_upscaling(image_map)
-        fine4, fine8 = 0, 0
-        if image.high_res_features is not None:
-            fine4, fine8 = (spread(skip, len(image_map), image_index) for skip in image.high_res_features)
-        if prompts.drawn_prompts is not None:
-            fine4, fine8 = fine4 + prompts.drawn_prompts.stride4, fine8 + prompts.drawn_prompts.stride8
         up1, norm, act1, up2, act2 = self.output_upscaling
-        return act2(up2(act1(norm(up1(image_map) + fine8))) + fine4)
+        skips, drawn = image.high_res_features, prompts.drawn_prompts
+        x = up1(image_map)
+        if skips is not None:
+            x = x + spread(skips[1], len(x), image_index)
+        if drawn is not None:
+            x = x + drawn.stride8
+        x = up2(act1(norm(x)))
+        if skips is not None:
+            x = x + spread(skips[0], len(x), image_index)
+        if drawn is not None:
+            x = x + drawn.stride4
+        return act2(x)

@@ -1,0 +1,1 @@
+"""From a name, a file or a folder to a model, and back."""

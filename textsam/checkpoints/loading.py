@@ -1,0 +1,255 @@
+"""From a name, a file or a folder to a model: `textsam.load`.
+
+Whatever the source, the way is the same: read a configuration and tensors under Meta's names, compare every name and
+every shape with the model that the configuration describes, and only then fill the model. Nothing is executed from a
+checkpoint, and nothing is made up: only the text parameters that SAM's own checkpoints cannot have start at random.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from textsam.checkpoints.adapters import ADAPTER_FILE, load_adapter, read_adapter, save_adapter
+from textsam.checkpoints.conversion import (
+    check_state_dict,
+    config_from_state_dict,
+    config_from_transformers,
+    convert_transformers_state_dict,
+)
+from textsam.checkpoints.devices import resolve_device, resolve_dtype
+from textsam.checkpoints.encoders import (
+    CROP_ENCODER,
+    TEXT_ENCODER,
+    deferred_encoders,
+    named_encoders,
+    small_encoders,
+    speaks_clip,
+)
+from textsam.checkpoints.hub import download, is_repo_id
+from textsam.checkpoints.weights_io import WEIGHTS_PATTERNS, read_folder_tensors, read_tensors
+
+if TYPE_CHECKING:
+    from textsam.config import TextSamConfig
+    from textsam.model import TextSamModel
+    from textsam.predictor import TextSam
+
+__all__ = ["EMBEDDED", "KNOWN_NAMES", "load", "load_adapter", "load_model", "save_adapter"]
+
+EMBEDDED = "textsam-tiny"
+KNOWN_NAMES = (EMBEDDED, "facebook/sam-vit-base", "facebook/sam-vit-large", "facebook/sam-vit-huge")
+ACCEPTED = (
+    f"one of {', '.join(KNOWN_NAMES)}; the Hub id (organisation/name) or folder of a model that TextSAM or "
+    "transformers' SamModel saved; or a sam_vit_*.pth in Meta's layout"
+)
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint in memory, before any model is built."""
+
+    source: str  # what the user asked for, to be named in errors
+    config: TextSamConfig
+    state_dict: dict[str, Tensor]  # under Meta's names
+    folder: Path | None  # where config.json lies; None for a single file
+
+
+def load(
+    name_or_path: str | os.PathLike[str] | None = None,
+    *,
+    clip: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> TextSam:
+    """Loads a model, ready to predict.
+
+    Args:
+        name_or_path: None: the model embedded in this package, textsam-tiny. facebook/sam-vit-base, -large or -huge:
+            Meta's weights from the Hub. A Hub id or a folder of a model that TextSAM or transformers' SamModel saved. A
+            `sam_vit_*.pth` of Meta's; sizes are read from its tensors, never from its name.
+        clip: encoders of words and crops by open_clip's name and tag, such as "ViT-B-32:openai" or "hf-hub:org/name",
+            instead of those that the model names. Its width must be the one that the text prompt was trained for.
+        adapter: a trained text prompt for a model that has none: a file, a folder or a Hub id; see `save_adapter`.
+        device: None: cuda, else mps, else cpu, whichever is there.
+        dtype: "float32", "bfloat16", "float16" or torch's; None: bfloat16 on a GPU that has it, and for a ViT on a CPU
+            with AMX; float32 otherwise.
+
+    Returns:
+        `TextSam`, in eval mode. An open_clip model that only the configuration names is fetched when words or crops are
+        first used, not here.
+
+    Raises:
+        ValueError: an unknown name, device or dtype (the choices are listed); a damaged file; a pickle with code in it;
+            tensors missing, unexpected or of a wrong shape; a CLIP or an adapter that does not fit.
+        FileNotFoundError: no such file, folder or Hub repository, or a folder without its files.
+        PermissionError: the Hub asks for a login or for terms to be accepted.
+        ConnectionError: offline, or the Hub failed.
+    """
+    from textsam.language.clip import parse_clip_name
+    from textsam.predictor import TextSam
+
+    to_device = resolve_device(device)
+    resolve_dtype(dtype, to_device)  # wrong names are told before anything is fetched
+    if clip is not None:
+        parse_clip_name(clip)
+    checkpoint = _read(name_or_path, adapter)
+    config = checkpoint.config
+    if clip is None:
+        encoders = small_encoders(checkpoint.folder, config, to_device) or deferred_encoders(config, to_device)
+        return TextSam(_build(checkpoint, to_device, dtype), *encoders)
+    text_encoder, crop_encoder = named_encoders(clip, config, to_device)
+    if not speaks_clip(config):  # ranking goes by this CLIP from now on
+        name, tag = parse_clip_name(clip)
+        fields = {"clip_name": name, "clip_pretrained": tag, "clip_dim": text_encoder.embed_dim}
+        checkpoint = _without_text(checkpoint, fields)
+    return TextSam(_build(checkpoint, to_device, dtype), text_encoder, crop_encoder)
+
+
+def load_model(
+    name_or_path: str | os.PathLike[str] | None = None,
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> TextSamModel:
+    """The model alone, without encoders of words and crops: for training. Arguments and errors as for `load`."""
+    to_device = resolve_device(device)
+    resolve_dtype(dtype, to_device)
+    return _build(_read(name_or_path, adapter), to_device, dtype)
+
+
+def _read(name_or_path: str | os.PathLike[str] | None, adapter: str | os.PathLike[str] | None) -> Checkpoint:
+    name = EMBEDDED if name_or_path is None else os.fspath(name_or_path)
+    path = Path(name).expanduser()
+    if name == EMBEDDED:
+        checkpoint = _read_embedded()
+    elif path.is_file():
+        checkpoint = _read_file(path)
+    elif name and path.is_dir():  # "" would be the current folder
+        checkpoint = _read_folder(path, name)
+    elif isinstance(name_or_path, os.PathLike) or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
+        raise FileNotFoundError(f"There is no file or folder {name!r}.")
+    elif is_repo_id(name):
+        checkpoint = _read_folder(_download(name), name)
+    elif len(path.parts) > 1:
+        raise FileNotFoundError(f"There is no folder {name!r}, and it is not a Hub id (organisation/name).")
+    else:
+        close = difflib.get_close_matches(name, [*KNOWN_NAMES, *(known.split("/")[-1] for known in KNOWN_NAMES)], n=1)
+        full = next((known for known in KNOWN_NAMES if close and known.endswith(close[0])), None)
+        hint = f" Did you mean {full!r}?" if full else ""
+        raise ValueError(f"There is no model {name!r}.{hint} Accepted are {ACCEPTED}.")
+    return checkpoint if adapter is None else _with_adapter(checkpoint, adapter)
+
+
+def _read_embedded() -> Checkpoint:
+    folder = Path(str(files("textsam"))) / "weights" / EMBEDDED
+    if not folder.is_dir():
+        raise FileNotFoundError(f"This installation lacks its embedded model ({folder}): install textsam again.")
+    return _read_folder(folder, EMBEDDED)
+
+
+def _download(repo_id: str) -> Path:
+    """The configuration first: a repository of another kind is refused before its gigabytes are fetched."""
+    folder = download(repo_id, ["config.json", ADAPTER_FILE])
+    _read_config(folder, repo_id)
+    encoders = [f"{TEXT_ENCODER}/*", f"{CROP_ENCODER}/*"]
+    safe, pickled = WEIGHTS_PATTERNS
+    folder = download(repo_id, ["config.json", *safe, *encoders])
+    if not any(folder.glob("*.safetensors")):
+        folder = download(repo_id, ["config.json", *pickled, *encoders])
+    return folder
+
+
+def _read_config(folder: Path, source: str) -> tuple[str, TextSamConfig]:
+    """The model_type, "sam" or "textsam", and the configuration."""
+    from textsam.config import TextSamConfig
+
+    file = folder / "config.json"
+    if not file.is_file():
+        if (folder / ADAPTER_FILE).is_file():
+            raise ValueError(f"{source} is an adapter, not a model: load a model with adapter={source!r}.")
+        raise FileNotFoundError(f"{source} has no config.json (looked in {folder}). Accepted are {ACCEPTED}.")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}.") from error
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if kind not in ("sam", "textsam"):
+        raise ValueError(f"{source} is a model of type {kind!r}, which TextSAM does not load. Accepted are {ACCEPTED}.")
+    try:
+        return kind, config_from_transformers(content) if kind == "sam" else TextSamConfig.from_dict(content)
+    except Exception as error:  # Validators of several libraries look at the values, each with errors of its own.
+        raise ValueError(f"{file} does not describe a model that can be built: {error}") from error
+
+
+def _read_folder(folder: Path, source: str) -> Checkpoint:
+    kind, config = _read_config(folder, source)
+    tensors = read_folder_tensors(folder, source)
+    if kind == "sam":
+        tensors = convert_transformers_state_dict(tensors, config)
+    return Checkpoint(source, config, tensors, folder)
+
+
+def _read_file(path: Path) -> Checkpoint:
+    tensors = read_tensors(path)
+    if any(name.startswith("vision_encoder.") for name in tensors):
+        raise ValueError(f"{path} is a SamModel of transformers; pass its folder, whose config.json is needed too.")
+    try:
+        return Checkpoint(str(path), config_from_state_dict(tensors), tensors, folder=None)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _with_adapter(checkpoint: Checkpoint, adapter: str | os.PathLike[str]) -> Checkpoint:
+    """The checkpoint with the adapter's text parameters instead of its own, if it had any."""
+    fields, tensors = read_adapter(adapter)
+    bare = _without_text(checkpoint, {**fields, "text_trained": True})
+    source = f"{checkpoint.source} with the adapter {os.fspath(adapter)}"
+    return replace(bare, source=source, state_dict={**bare.state_dict, **tensors})
+
+
+def _without_text(checkpoint: Checkpoint, fields: dict[str, Any]) -> Checkpoint:
+    """The checkpoint less its text parameters, and with other fields in its configuration."""
+    own = set(_skeleton(checkpoint).text_parameter_names())
+    kept = {name: tensor for name, tensor in checkpoint.state_dict.items() if name not in own}
+    config = type(checkpoint.config).from_dict({**checkpoint.config.to_dict(), **fields})
+    return replace(checkpoint, config=config, state_dict=kept)
+
+
+def _skeleton(checkpoint: Checkpoint) -> TextSamModel:
+    """The model that the configuration describes, without memory for its weights."""
+    from textsam.model import TextSamModel
+
+    try:
+        with torch.device("meta"):
+            return TextSamModel(checkpoint.config)
+    except Exception as error:  # Sizes that contradict each other fail in whichever layer meets them first.
+        raise ValueError(f"The configuration of {checkpoint.source} cannot be built: {error}") from error
+
+
+def _build(checkpoint: Checkpoint, device: torch.device, dtype: str | torch.dtype | None) -> TextSamModel:
+    to_dtype = resolve_dtype(dtype, device, checkpoint.config.encoder_type)
+    model = _skeleton(checkpoint)
+    expected = model.state_dict()
+    declared = () if checkpoint.config.text_trained else model.text_parameter_names()
+    check_state_dict(expected, checkpoint.state_dict, declared, checkpoint.source)
+    filled, weights = {}, {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    generator = torch.Generator().manual_seed(0)
+    for name, meta in expected.items():
+        tensor = checkpoint.state_dict.get(name)
+        if tensor is None:  # an untrained text parameter: small weights, the same on every machine; zeros for the rest
+            tensor = torch.randn(meta.shape, generator=generator) * 0.02 if name in weights else torch.zeros(meta.shape)
+        # A copy, so that the model does not stand on a file that somebody may overwrite.
+        filled[name] = tensor.to(device, to_dtype if meta.is_floating_point() else meta.dtype, copy=True)
+    model.load_state_dict(filled, strict=True, assign=True)
+    model.config.dtype = to_dtype
+    return model.eval()

@@ -1,0 +1,199 @@
+"""COCO-format instance files: polygons, RLE, compressed RLE, crowds and regions to ignore.
+
+Bad entries (a mask of another size than its image, an empty polygon, a missing picture, a category without a name) are
+counted, kept as `Problem`s that name the file and the id, and skipped; only when more than a stated share of the
+images or of the annotations is bad does reading fail.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from textsam.files.coco_structures import CocoDataset, CocoImage, Problem, Region
+from textsam.files.rle import segmentation_to_rle
+
+__all__ = ["MAX_BAD_SHARE", "CocoDataset", "CocoImage", "Problem", "Region", "load_coco"]
+
+MAX_BAD_SHARE = 0.1
+"""Share of bad images or annotations above which a file is refused."""
+
+
+def load_coco(
+    path: str | Path, image_dir: str | Path | None = None, *, max_bad_share: float = MAX_BAD_SHARE
+) -> CocoDataset:
+    """Reads a COCO instances file.
+
+    Args:
+        path: the JSON file.
+        image_dir: folder that `file_name` is relative to; by default `images/` beside the JSON, else its own folder.
+        max_bad_share: in [0, 1]; a larger share of bad images, or of bad annotations, is an error.
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: not a COCO instances file, or more than `max_bad_share` of it is bad.
+    """
+    path = Path(path)
+    data = _read_json(path)
+    folder = _image_folder(path, image_dir)
+    problems: list[Problem] = []
+    categories = _read_categories(data["categories"], path, problems)
+    records = _read_images(data["images"], folder, path, problems)
+    bad_images = sum(p.where == "image" for p in problems)
+    if records or not data["images"]:
+        _check_share(bad_images, len(data["images"]), "images", path, problems, max_bad_share)
+    else:
+        raise ValueError(
+            f"{path}: none of its {len(data['images'])} images can be used; looked in {folder} "
+            f"(name the right folder with --images / image_dir=). First problem: {problems[-1]}"
+        )
+
+    instances: dict[int | str, list[Region]] = {image_id: [] for image_id in records}
+    ignore: dict[int | str, list[Region]] = {image_id: [] for image_id in records}
+    skipped_ids = {_id_of(entry) for entry in data["images"] if isinstance(entry, dict)} - set(records)
+    bad_annotations = 0
+    for index, annotation in enumerate(data["annotations"]):
+        if isinstance(annotation, dict) and _key(annotation.get("image_id")) in skipped_ids:
+            continue  # its image has been reported already
+        try:
+            region, image_id, is_ignored = _read_annotation(annotation, records, categories)
+        except ValueError as error:
+            bad_annotations += 1
+            problems.append(Problem(path.name, "annotation", _label(annotation, index), str(error)))
+            continue
+        (ignore if is_ignored else instances)[image_id].append(region)
+    _check_share(bad_annotations, len(data["annotations"]), "annotations", path, problems, max_bad_share)
+
+    images = []
+    for image_id, (entry, file, height, width) in records.items():
+        extra = _read_ignore_regions(entry, height, width, path, problems)
+        images.append(
+            CocoImage(image_id, file, height, width, tuple(instances[image_id]), tuple(ignore[image_id] + extra))
+        )
+    name = f"{path.parent.resolve().name}/{path.stem}"
+    return CocoDataset(path, name, categories, images, problems)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such dataset file: {path}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    keys = ("images", "annotations", "categories")
+    missing = [key for key in keys if not isinstance(data, dict) or not isinstance(data.get(key), list)]
+    if missing:
+        raise ValueError(f"{path} is not a COCO instances file: it has no list named {', '.join(missing)}")
+    return data
+
+
+def _image_folder(path: Path, image_dir: str | Path | None) -> Path:
+    if image_dir is None:
+        beside = path.parent / "images"
+        return beside if beside.is_dir() else path.parent
+    if not Path(image_dir).is_dir():
+        raise FileNotFoundError(f"no such image folder: {image_dir}")
+    return Path(image_dir)
+
+
+def _read_categories(entries: list, path: Path, problems: list[Problem]) -> dict[int | str, str]:
+    categories: dict[int | str, str] = {}
+    for index, entry in enumerate(entries):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        key = _id_of(entry)
+        if not isinstance(name, str) or not name.strip():
+            problems.append(Problem(path.name, "category", _label(entry, index), "it has no name"))
+        elif key is None or key in categories:
+            problems.append(Problem(path.name, "category", _label(entry, index), "its id is missing or used twice"))
+        else:
+            categories[key] = name.strip()
+    return categories
+
+
+def _read_images(
+    entries: list, folder: Path, path: Path, problems: list[Problem]
+) -> dict[int | str, tuple[dict, Path, int, int]]:
+    """id -> (entry, file, height, width) of every usable image."""
+    records: dict[int | str, tuple[dict, Path, int, int]] = {}
+    for index, entry in enumerate(entries):
+        try:
+            key, record = _read_image_entry(entry, folder)
+            if key in records:
+                raise ValueError("its id is used twice")
+            records[key] = record
+        except ValueError as error:
+            problems.append(Problem(path.name, "image", _label(entry, index), str(error)))
+    return records
+
+
+def _read_image_entry(entry: Any, folder: Path) -> tuple[int | str, tuple[dict, Path, int, int]]:
+    key = _id_of(entry)
+    if key is None:
+        raise ValueError("its id is missing")
+    file_name, height, width = (entry.get(name) for name in ("file_name", "height", "width"))
+    if not isinstance(file_name, str) or not file_name:
+        raise ValueError("it has no file_name")
+    if not (folder / file_name).is_file():
+        raise ValueError(f"no such picture: {folder / file_name}")
+    if type(height) is not int or type(width) is not int or height < 1 or width < 1:
+        raise ValueError(f"height and width must be positive integers, got {height}, {width}")
+    return key, (entry, folder / file_name, height, width)
+
+
+def _read_annotation(annotation: object, records: dict, categories: dict) -> tuple[Region, int | str, bool]:
+    """(region, image id, whether it is a region to ignore); ValueError says what is wrong."""
+    if not isinstance(annotation, dict):
+        raise ValueError(f"an annotation must be an object, got {type(annotation).__name__}")
+    image_id, category_id = _key(annotation.get("image_id")), _key(annotation.get("category_id"))
+    if image_id is None or image_id not in records:
+        raise ValueError(f"no image has the id {annotation.get('image_id')!r}")
+    if category_id not in categories:
+        raise ValueError(f"no category with a name has the id {annotation.get('category_id')!r}")
+    _, _, height, width = records[image_id]
+    rle = segmentation_to_rle(annotation.get("segmentation"), height, width)
+    region = Region(_id_of(annotation), category_id, rle)
+    return region, image_id, bool(annotation.get("iscrowd") or annotation.get("ignore"))
+
+
+def _read_ignore_regions(entry: dict, height: int, width: int, path: Path, problems: list[Problem]) -> list[Region]:
+    """`void_rle` (ignored for all names) and `crowd` (ignored for its name) of one image entry."""
+    regions = []
+    listed = entry.get("crowd")
+    crowd: list[Any] = listed if isinstance(listed, list) else []
+    for candidate in crowd + ([{"segmentation": entry["void_rle"]}] if entry.get("void_rle") else []):
+        try:
+            if not isinstance(candidate, dict):
+                raise ValueError(f"must be an object, got {type(candidate).__name__}")
+            rle = segmentation_to_rle(candidate.get("segmentation"), height, width)
+            regions.append(Region(None, _key(candidate.get("category_id")), rle))
+        except ValueError as error:
+            problems.append(Problem(path.name, "ignore region", f"of image {_label(entry, 0)}", str(error)))
+    return regions
+
+
+def _check_share(
+    bad: int, total: int, what: str, path: Path, problems: Sequence[Problem], max_bad_share: float
+) -> None:
+    if total and bad / total > max_bad_share:
+        kinds = Counter(p.message for p in problems if what.startswith(p.where))
+        first = "; ".join(str(p) for p in problems[:3])
+        raise ValueError(
+            f"{path}: {bad} of {total} {what} are bad ({bad / total:.0%}, at most {max_bad_share:.0%} allowed; "
+            f"{len(kinds)} kinds). First: {first}"
+        )
+
+
+def _key(value: object) -> int | str | None:
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def _id_of(entry: object) -> int | str | None:
+    return _key(entry.get("id")) if isinstance(entry, dict) else None
+
+
+def _label(entry: object, index: int) -> str:
+    key = _id_of(entry)
+    return str(key) if key is not None else f"(entry {index}, without a usable id)"

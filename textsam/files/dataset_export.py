@@ -1,0 +1,74 @@
+"""Results as a dataset folder that other tools train on: COCO, YOLO or Pascal VOC, through supervision."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from textsam.files.export import ImageRecord, coco_document, folder_written_atomically, record_to_detections, write_json
+from textsam.files.images import read_image
+
+FORMATS = ("coco", "yolo", "voc")
+
+
+def write_dataset(
+    folder: Path,
+    format: str,
+    pictures: Sequence[tuple[Path, str, ImageRecord]],
+    categories: Sequence[str],
+) -> Path:
+    """Writes `folder` anew: `images/` and the annotations of all pictures.
+
+    coco: `annotations.json`; yolo: `labels/*.txt` and `data.yaml`; voc: `annotations/*.xml`. Polygons (YOLO, VOC) keep
+    every corner of the outline. A picture with camera rotation, transparency or unusual colours is stored as the
+    upright RGB PNG that was segmented, because tools differ in how they read such files.
+
+    Args:
+        folder: is replaced when it exists.
+        format: one of `FORMATS`.
+        pictures: path of the picture, its unique name without suffix, and its record.
+        categories: the class names; ids are their places.
+    Raises:
+        ValueError: unknown format.
+    """
+    import supervision as sv
+
+    if format not in FORMATS:
+        raise ValueError(f"Unknown format {format!r}; choose one of {', '.join(FORMATS)}.")
+    with folder_written_atomically(folder) as new:
+        (new / "images").mkdir()
+        copies = [_copy_picture(path, new / "images", name) for path, name, _ in pictures]
+        records = [
+            ImageRecord(copy.name, record.width, record.height, record.annotations)
+            for copy, (_, _, record) in zip(copies, pictures, strict=True)
+        ]
+        if format == "coco":
+            # supervision's COCO writer marks every mask with a hole as a crowd and puts a licence on the pictures.
+            write_json(new / "annotations.json", coco_document(records, categories))
+            return folder
+        annotations = {
+            str(copy): record_to_detections(record, categories) for copy, record in zip(copies, records, strict=True)
+        }
+        dataset = sv.DetectionDataset(list(categories), [str(copy) for copy in copies], annotations)
+        if format == "yolo":
+            dataset.as_yolo(annotations_directory_path=str(new / "labels"), data_yaml_path=str(new / "data.yaml"))
+        else:
+            dataset.as_pascal_voc(annotations_directory_path=str(new / "annotations"))
+    return folder
+
+
+def _copy_picture(path: Path, folder: Path, name: str) -> Path:
+    with Image.open(path) as image:
+        plain = image.mode in ("RGB", "L") and image.format in ("JPEG", "PNG", "BMP", "WEBP")
+        plain = plain and image.getexif().get(0x0112, 1) == 1 and "transparency" not in image.info
+    if plain:
+        copy = folder / f"{name}{path.suffix.lower()}"
+        shutil.copyfile(path, copy)
+    else:
+        copy = folder / f"{name}.png"
+        Image.fromarray(np.ascontiguousarray(read_image(path))).save(copy)
+    return copy

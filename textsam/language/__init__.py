@@ -1,0 +1,1 @@
+"""Words and crops to embeddings in CLIP's space."""

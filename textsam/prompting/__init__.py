@@ -1,0 +1,1 @@
+"""From checked prompts and an encoded photo to detections."""

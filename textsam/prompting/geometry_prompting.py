@@ -1,0 +1,105 @@
+"""Points, boxes and masks, with or without words, to one object each: SAM's own use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textsam.model import TextSamModel
+from textsam.modeling.structures import ImageEmbeddings
+from textsam.prompting.detections import confidence_score, stability_scores
+from textsam.prompting.prompts import GeometricPrompts
+from textsam.prompting.text_prompting import clear_padding, mask_agreement
+from textsam.prompting.transforms import ImageGeometry
+
+# Prompt sets in one decoder call: bounds the memory, whatever the number of objects.
+PROMPTS_PER_BATCH = 64
+# Logit of what lies in the padding: far outside.
+_OUTSIDE = -10.0
+
+
+@dataclass(frozen=True)
+class GeometryMasks:
+    """N * M masks: all masks of the first prompt set, then all of the second, and so on.
+
+    Attributes:
+        low_res_logits: (N * M, 4h, 4w) float32.
+        prompt_index, mask_index: (N * M,) int64.
+        predicted_iou, stability, confidence: (N * M,) float32.
+        presence: (N * M,) float32 in [0, 1]; None without text.
+        agreement: (N * M,) float32 in [0, 1]; None without text or without a similarity head.
+    """
+
+    low_res_logits: Tensor
+    prompt_index: Tensor
+    mask_index: Tensor
+    predicted_iou: Tensor
+    stability: Tensor
+    confidence: Tensor
+    presence: Tensor | None
+    agreement: Tensor | None
+
+
+def segment_prompts(
+    model: TextSamModel,
+    image: ImageEmbeddings,
+    geometry: ImageGeometry,
+    prompts: GeometricPrompts,
+    *,
+    text_embeddings: Tensor | None = None,
+    similarity: Tensor | None = None,
+    multimask_output: bool = False,
+    ring_weight: float = 0.0,
+) -> GeometryMasks:
+    """The masks of N prompt sets on one photo.
+
+    Args:
+        image: one encoded photo (B = 1). geometry: its sizes.
+        prompts: N checked prompt sets.
+        text_embeddings: (N, D) of unit length, one for each prompt set, or None.
+        similarity: (N, hc, wc) probabilities of those texts, or None.
+        multimask_output: True: M = 3 masks for an ambiguous prompt; False: M = 1, SAM's mask 0.
+        ring_weight: see `mask_agreement`.
+    """
+    device = image.image_embeddings.device
+    given = {
+        "point_coords": None if prompts.point_coords is None else torch.from_numpy(prompts.point_coords),
+        "point_labels": None if prompts.point_labels is None else torch.from_numpy(prompts.point_labels),
+        "boxes": None if prompts.boxes is None else torch.from_numpy(prompts.boxes),
+        "mask_input": prompts.mask_input,
+        "text_embeddings": text_embeddings,
+    }
+    tensors: dict[str, Any] = {name: value.to(device) for name, value in given.items() if value is not None}
+    number = model.config.num_multimask_outputs if multimask_output else 1
+    height, width = geometry.low_res_size_hw
+    logits = torch.zeros(len(prompts), number, height, width, device=device)
+    predicted_iou = torch.zeros(len(prompts), number, device=device)
+    presence = torch.zeros(len(prompts), device=device)
+    for start in range(0, len(prompts), PROMPTS_PER_BATCH):
+        chunk = slice(start, start + PROMPTS_PER_BATCH)
+        embedded = model.encode_prompts(image, **{name: value[chunk] for name, value in tensors.items()})
+        decoded = model.decode_masks(image, embedded, multimask_output=multimask_output)
+        logits[chunk] = decoded.low_res_logits.float()
+        predicted_iou[chunk] = decoded.iou_predictions.float()
+        if decoded.presence_logits is not None:
+            presence[chunk] = decoded.presence_logits.float().sigmoid()
+    inside = clear_padding(logits, geometry, fill=_OUTSIDE)
+    agreement = None
+    if similarity is not None:
+        each = [mask_agreement(masks > 0, map_, ring_weight) for masks, map_ in zip(inside, similarity, strict=True)]
+        agreement = torch.stack(each).flatten() if each else predicted_iou.flatten()
+    flat_presence = None if text_embeddings is None else presence.repeat_interleave(number)
+    index = torch.arange(len(prompts) * number, device=device)
+    return GeometryMasks(
+        low_res_logits=logits.flatten(0, 1),
+        prompt_index=index // number,
+        mask_index=index % number,
+        predicted_iou=predicted_iou.flatten(),
+        stability=stability_scores(inside).flatten(),
+        confidence=confidence_score(predicted_iou.flatten(), flat_presence, agreement),
+        presence=flat_presence,
+        agreement=agreement,
+    )

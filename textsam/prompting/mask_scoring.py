@@ -1,0 +1,173 @@
+"""Automatic masks at the photo's own size: their stability, their pixels and their boxes, without upscaling everything.
+
+The released code upscales all masks to the photo and then scores them. Here each mask is upscaled only where its
+low-resolution logits, or a neighbour of them, exceed the lowest threshold. Bilinear values never exceed the largest of
+the values that they lie between, so outside of that box no pixel can count, and the numbers are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from textsam.prompting.transforms import LOW_RES_STRIDE, ImageGeometry, postprocess_masks
+
+# Masks upscaled at a time where the device is not a CPU: about this many values live at once.
+_BATCH_BUDGET = 256 * 1024 * 1024
+# Values per step of the second resize on a CPU; fits a second-level cache.
+_CHUNK_BUDGET = 128 * 1024
+
+
+@dataclass(frozen=True)
+class ScoredMask:
+    """One mask of a photo.
+
+    Attributes:
+        index: its row in the logits that were scored.
+        stability: IoU of the masks at threshold + offset and threshold - offset; 0 when both are empty.
+        box_xyxy: first and last column and row inside the mask, (x1, y1, x2, y2); zeros when it is empty.
+        packed: the bits inside the box, from `np.packbits`, row by row.
+    """
+
+    index: int
+    stability: float
+    box_xyxy: tuple[int, int, int, int]
+    packed: np.ndarray
+
+    def paste(self, canvas: np.ndarray, left: int = 0, top: int = 0) -> None:
+        """Set the mask's pixels in a (H, W) bool or uint8 canvas that starts `left`, `top` px before the photo."""
+        x1, y1, x2, y2 = self.box_xyxy
+        height, width = y2 - y1 + 1, x2 - x1 + 1
+        bits = np.unpackbits(self.packed, count=height * width).reshape(height, width)
+        canvas[top + y1 : top + y2 + 1, left + x1 : left + x2 + 1] = bits
+
+
+def score_masks(
+    low_res_logits: Tensor, geometry: ImageGeometry, min_stability: float, offset: float, threshold: float = 0.0
+) -> list[ScoredMask]:
+    """Masks that are stable enough, at the photo's size.
+
+    Args:
+        low_res_logits: (N, 4h, 4w), covering the padded input.
+        geometry: the photo's sizes.
+        min_stability: masks below it are dropped; 0 keeps all.
+        offset: of the thresholds that stability compares, >= 0.
+        threshold: logits above it are inside.
+    Returns:
+        The masks kept, in the order of the logits.
+    """
+    if low_res_logits.device.type == "cpu":
+        pieces = _upscaled_regions(low_res_logits, geometry, threshold - offset)
+    else:
+        pieces = _upscaled_photos(low_res_logits, geometry, threshold, offset)
+    scored = []
+    for index, top, left, logits in pieces:
+        outer = np.count_nonzero(logits > threshold - offset)
+        inner = np.count_nonzero(logits > threshold + offset)
+        # The released code divides integers as float32; equality with the threshold must fall the same way.
+        stability = np.float32(inner) / np.float32(outer) if outer else np.float32(0.0)
+        if min_stability > 0.0 and stability < np.float32(min_stability):
+            continue
+        scored.append(_pack(index, float(stability), logits > threshold, top, left))
+    return scored
+
+
+def _pack(index: int, stability: float, mask: np.ndarray, top: int, left: int) -> ScoredMask:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return ScoredMask(index, stability, (0, 0, 0, 0), np.zeros(1, dtype=np.uint8))
+    (y1, y2), (x1, x2) = rows[[0, -1]].tolist(), columns[[0, -1]].tolist()
+    bits = np.packbits(mask[y1 : y2 + 1, x1 : x2 + 1])
+    return ScoredMask(index, stability, (left + x1, top + y1, left + x2, top + y2), bits)
+
+
+def _upscaled_photos(
+    low_res_logits: Tensor, geometry: ImageGeometry, threshold: float, offset: float
+) -> Iterator[tuple[int, int, int, np.ndarray]]:
+    """Whole photos, several at a time on the device; see `_upscaled_regions`. Only levels leave the device."""
+    pixels = max(np.prod(geometry.original_size_hw), np.prod(geometry.resized_size_hw))
+    step = max(_BATCH_BUDGET // int(pixels), 1)
+    levels = torch.tensor([threshold - offset, threshold, threshold + offset], device=low_res_logits.device)
+    # Values of the same side of all three thresholds, one byte each instead of four.
+    values = np.array([threshold - offset - 1, threshold - offset / 2, threshold + offset / 2, threshold + offset + 1])
+    for start in range(0, len(low_res_logits), step):
+        logits = postprocess_masks(low_res_logits[start : start + step, None], geometry)[:, 0]
+        level = torch.bucketize(logits, levels, out_int32=True).to(torch.uint8).cpu().numpy()
+        for row in range(len(level)):
+            yield start + row, 0, 0, values[level[row]]
+
+
+def _upscaled_regions(
+    low_res_logits: Tensor, geometry: ImageGeometry, lowest: float
+) -> Iterator[tuple[int, int, int, np.ndarray]]:
+    """For each mask: index, top, left and its float32 logits on the photo, where they can exceed `lowest`."""
+    (height, width), stride = geometry.resized_size_hw, LOW_RES_STRIDE
+    # One row and column more than the photo covers, as the interpolation at its edge sees them.
+    logits = low_res_logits[:, : -(-height // stride) + 1, : -(-width // stride) + 1].float()
+    hot = logits > lowest
+    rows_hot, columns_hot = hot.any(dim=2).numpy(), hot.any(dim=1).numpy()
+    resize_rows = _AxisResize(height, geometry.original_size_hw[0])
+    resize_columns = _AxisResize(width, geometry.original_size_hw[1])
+    for index in range(len(logits)):
+        y, x = _span(rows_hot[index]), _span(columns_hot[index])
+        part = logits[index, y, x]
+        size = (part.shape[0] * stride, part.shape[1] * stride)
+        upscaled = F.interpolate(part[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        top, left = y.start * stride, x.start * stride
+        upscaled = upscaled[: height - top, : width - left]
+        if geometry.original_size_hw != geometry.resized_size_hw:
+            upscaled, top, left = _resize(upscaled, top, left, resize_rows, resize_columns)
+        yield index, top, left, upscaled.numpy()
+
+
+def _span(hot: np.ndarray) -> slice:
+    """From two before the first to two after the last true entry; one entry when there is none.
+
+    The outermost values of a region are upscaled without their true neighbours. One entry of margin makes them too low
+    to count; the second keeps them from those that the resize to the photo mixes with values that do count.
+    """
+    where = np.flatnonzero(hot)
+    if not len(where):
+        return slice(0, 1)
+    return slice(max(int(where[0]) - 2, 0), min(int(where[-1]) + 3, len(hot)))
+
+
+class _AxisResize:
+    """Bilinear resize of one axis: which two samples each output lies between, and how far, exactly as
+    `F.interpolate(..., align_corners=False)` has it in float32."""
+
+    def __init__(self, size: int, new_size: int) -> None:
+        scale = np.float32(size) / np.float32(new_size)
+        source = scale * (np.arange(new_size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+        source = np.maximum(source, np.float32(0.0))
+        self.first = np.minimum(source.astype(np.int64), size - 1)
+        self.second = np.minimum(self.first + 1, size - 1)
+        self.weight = np.clip(source - self.first.astype(np.float32), 0, 1).astype(np.float32)
+
+    def inside(self, start: int, stop: int) -> tuple[int, Tensor, Tensor, Tensor]:
+        """Outputs that see samples start .. stop - 1: the first one's position, and the two sample numbers, counted
+        from `start`, and the weights of the second, of them all. A sample beyond the range becomes the nearest in it;
+        both are too low to count."""
+        begin = int(np.searchsorted(self.second, start, side="left"))
+        end = int(np.searchsorted(self.first, stop, side="left"))
+        samples = (np.clip(x[begin:end], start, stop - 1) - start for x in (self.first, self.second))
+        first, second = (torch.from_numpy(x) for x in samples)
+        return begin, first, second, torch.from_numpy(self.weight[begin:end])
+
+
+def _resize(logits: Tensor, top: int, left: int, rows: _AxisResize, columns: _AxisResize) -> tuple[Tensor, int, int]:
+    """A region of the resized photo -> the region of the original photo that sees it, and its top and left."""
+    left, first, second, weight = columns.inside(left, left + logits.shape[1])
+    wide = torch.lerp(logits[:, first], logits[:, second], weight)
+    top, first, second, weight = rows.inside(top, top + len(logits))
+    out = torch.empty(len(first), wide.shape[1])
+    step = max(_CHUNK_BUDGET // max(wide.shape[1], 1), 1)
+    for start in range(0, len(first), step):
+        chunk = slice(start, start + step)
+        torch.lerp(wide[first[chunk]], wide[second[chunk]], weight[chunk, None], out=out[chunk])
+    return out, top, left

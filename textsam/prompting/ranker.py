@@ -1,0 +1,144 @@
+"""Text by ranking, for a whole predictor: proposals, encoders, generic names, and the notice that it happens."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from textsam.language.words import Words
+from textsam.prompting.answers import names_of
+from textsam.prompting.detections import to_detections
+from textsam.prompting.encoded_image import EncodedImage
+from textsam.prompting.questions import Question
+from textsam.prompting.ranking import BACKGROUND_TEXTS, MaskEmbedder, RankingOptions, proposal_agreement, rank_proposals
+from textsam.prompting.transforms import mask_to_low_res_logits
+
+if TYPE_CHECKING:
+    import supervision as sv
+
+_ADAPTER = "For a trained text prompt give an adapter: textsam.load(..., adapter=...)."
+RANKING_NOTICE = (
+    "This model's text prompt is not trained: words are found by ranking automatic masks with CLIP, which is slower. "
+    + _ADAPTER
+)
+NAMES_NOTICE = (
+    "This model's text prompt is not trained: text beside points, boxes or masks only names the results. " + _ADAPTER
+)
+
+
+class Ranker:
+    """Answers texts by ranking the automatic masks of a photo, which are made once for each photo.
+
+    Args:
+        words: embeds texts.
+        crop_encoder: the image tower of the same CLIP, or a function that makes it on first use; None: there is none.
+        generate: the automatic masks of a photo, with predicted_iou and stability_score.
+        options: constants.
+    """
+
+    def __init__(
+        self,
+        words: Words,
+        crop_encoder: MaskEmbedder | Callable[[], MaskEmbedder] | None,
+        generate: Callable[[EncodedImage], sv.Detections],
+        options: RankingOptions,
+    ) -> None:
+        self.words = words
+        self.generate = generate
+        self.options = options
+        self._crop_encoder = crop_encoder
+        self._noticed: set[str] = set()
+
+    @property
+    def crop_encoder(self) -> MaskEmbedder | None:
+        """The encoder of masks, made now if it was to be made on first use."""
+        if self._crop_encoder is not None and not hasattr(self._crop_encoder, "encode"):
+            self._crop_encoder = self._crop_encoder()
+        return self._crop_encoder  # type: ignore[return-value]
+
+    def notice(self, notice: str, stacklevel: int) -> None:
+        """Say once what text cannot do with this model; `stacklevel` leads to the user's own line."""
+        if notice not in self._noticed:
+            self._noticed.add(notice)
+            warnings.warn(notice, UserWarning, stacklevel=stacklevel)
+
+    def check(self) -> MaskEmbedder:
+        """The encoder of masks.
+
+        Raises:
+            ValueError: there is none.
+        """
+        encoder = self.crop_encoder
+        if encoder is None:
+            raise ValueError(
+                "Expected a crop encoder or a trained text prompt, got neither: textsam.load(..., clip=...) makes one"
+            )
+        self.notice(RANKING_NOTICE, stacklevel=7)
+        return encoder
+
+    def agreement(self, encoded: EncodedImage, texts: Sequence[str]) -> Tensor:
+        """(Q, N) in [0, 1]: how far each proposal shows what each text names."""
+        crop_encoder = self.check()
+        return proposal_agreement(
+            encoded.pixels,
+            self._proposals(encoded),
+            crop_encoder,
+            self._embed(texts),
+            self.rivals(texts, []),
+            self.options,
+        )
+
+    def answer(self, encoded: EncodedImage, question: Question) -> sv.Detections:
+        """The automatic masks that CLIP finds most like each text, those of a text together and best first."""
+        crop_encoder, texts = self.check(), question.texts or []
+        embeddings, rivals = self._embed(texts), self.rivals(texts, question.negative_texts)
+        proposals = self._proposals(encoded)
+        ranked = rank_proposals(
+            encoded.pixels,
+            proposals,
+            crop_encoder,
+            embeddings,
+            rivals,
+            self.options,
+            question.max_instances,
+            question.threshold,
+        )
+        masks = proposals.mask[ranked.proposal_index]  # type: ignore[index]
+        data = {
+            "predicted_iou": proposals.data["predicted_iou"][ranked.proposal_index],
+            "stability_score": proposals.data["stability_score"][ranked.proposal_index],
+            "prompt_index": ranked.query_index,
+            "mask_index": np.zeros(len(ranked.query_index), dtype=np.int64),
+            "presence": ranked.presence,
+            "agreement": ranked.agreement,
+        }
+        if question.return_logits:  # proposals keep no logits: a mask that was found in a crop has none in this frame
+            data["low_res_logits"] = mask_to_low_res_logits(masks, encoded.geometry)[:, 0].numpy()
+        return to_detections(
+            masks,
+            confidence=ranked.confidence,
+            class_id=ranked.query_index,
+            class_names=names_of(question, ranked.query_index),
+            data=data,
+        )
+
+    def rivals(self, texts: Sequence[str], negatives: Sequence[str]) -> Tensor:
+        """Embeddings of what may win against the texts, negative texts first: (P, D)."""
+        asked = {text.casefold() for text in texts}
+        generic = [text for text in BACKGROUND_TEXTS if text.casefold() not in asked]
+        found = [self._embed(negatives)] if negatives else []
+        found += self.words.embed_known(generic, torch.device("cpu"))
+        return torch.cat(found) if found else self._embed(texts)[:0]
+
+    def _embed(self, texts: Sequence[str]) -> Tensor:
+        return self.words.embed(texts, torch.device("cpu"))
+
+    def _proposals(self, encoded: EncodedImage) -> sv.Detections:
+        if encoded.proposals is None:
+            encoded.proposals = self.generate(encoded)
+        return encoded.proposals
