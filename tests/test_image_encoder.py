@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from textsam.modeling import attention
 from textsam.modeling.attention import augmented_attention, blocked_attention, resize_table
 from textsam.modeling.image_encoder import ImageEncoderViT
-from textsam.modeling.layers import linear
+from textsam.modeling.layers import linear_layer
 
 
 def encoder(**sizes: int) -> ImageEncoderViT:
@@ -89,6 +89,7 @@ def test_blocks_of_any_size_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = encoder(), torch.randn(1, 3, 64, 48)
     whole = model(x)
     monkeypatch.setattr(attention, "_SCORE_BYTES_PER_THREAD", 1)
+    monkeypatch.setattr(attention, "_SCORE_BYTES", 1)
     assert relative_error(model(x), whole) < 1e-5
 
 
@@ -167,11 +168,11 @@ def test_layers_that_are_not_plain_are_called() -> None:
             return super().forward(x) + 1
 
     layer, x = Adapted(4, 4), torch.randn(3, 4)
-    assert torch.equal(linear(x, layer), F.linear(x, layer.weight, layer.bias) + 1)
-    assert relative_error(linear(x, layer, nn.GELU()), F.gelu(layer(x))) < 1e-6
+    assert torch.equal(linear_layer(x, layer), F.linear(x, layer.weight, layer.bias) + 1)
+    assert relative_error(linear_layer(x, layer, nn.GELU()), F.gelu(layer(x))) < 1e-6
     plain = nn.Linear(4, 4)
-    assert relative_error(linear(x, plain, nn.GELU()), F.gelu(plain(x))) < 1e-6
-    assert relative_error(linear(x, plain, nn.GELU("tanh")), F.gelu(plain(x), approximate="tanh")) < 1e-6
+    assert relative_error(linear_layer(x, plain, nn.GELU()), F.gelu(plain(x))) < 1e-6
+    assert relative_error(linear_layer(x, plain, nn.GELU("tanh")), F.gelu(plain(x), approximate="tanh")) < 1e-6
 
 
 def test_without_bias_and_without_windows() -> None:

@@ -17,7 +17,7 @@ from textsam.files.coco import CocoDataset, CocoImage
 from textsam.files.rle import encode_mask
 from textsam.language.vocabulary import UnknownNameError
 
-LOW_THRESHOLD = 0.05
+LOW_THRESHOLD = 0.3
 """Confidence from which detections enter COCO AP, which ranks them itself. Union IoU uses the model's own threshold."""
 
 CONFUSABLE = (

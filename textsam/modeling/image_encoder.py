@@ -101,21 +101,26 @@ class Block(nn.Module):
         heads, d = attn.num_heads, attn.head_dim
         dtype = self.norm1.weight.dtype
         table_h, table_w = (table.flip(0) for table in attn.tables(size, size))
-        padding = attn.padding_row(x.new_zeros(1, x.shape[-1], dtype=dtype)).view(3, heads, 1, 1, d)
-        buffer = score_buffer(size, size, heads, dtype)
-        window = x.new_empty(3, heads, size, size, d, dtype=dtype)
+        padding = attn.padding_row(x.new_zeros(1, x.shape[-1], dtype=dtype)).view(3, 1, heads, 1, 1, d)
+        across, narrow = divmod(x.shape[1], size)  # whole windows, and the columns of the last one
+        buffer = score_buffer(size, size, max(across, 1) * heads, dtype)
         for strip in x.split(size):
+            rows = len(strip)
             qkv = linear_layer(self._normalise(strip, self.norm1), attn.qkv).unflatten(-1, (3, heads, d))
-            gathered = torch.empty(*strip.shape[:2], heads, d, dtype=dtype)
-            for left in range(0, strip.shape[1], size):
-                part = qkv[:, left : left + size].permute(2, 3, 0, 1, 4)
-                rows, columns = part.shape[2:4]
+            gathered = torch.empty(rows, x.shape[1], heads, d, dtype=dtype)
+            for left, count, columns in ((0, across, size), (across * size, 1, narrow)):
+                if not count * columns:
+                    continue
+                span = slice(left, left + count * columns)
+                part = qkv[:, span].unflatten(1, (count, columns)).permute(3, 1, 4, 0, 2, 5)
+                windows = torch.empty(3, count, heads, size, size, d, dtype=dtype)
                 if rows < size or columns < size:
-                    window.copy_(padding.expand_as(window))
-                window[:, :, :rows, :columns].copy_(part)
-                q = window[0, :, :rows, :columns]
-                out = blocked_attention(q, window[1], window[2], table_h, table_w, d**-0.5, buffer)
-                gathered[:, left : left + size].copy_(out.view(heads, rows, columns, d).permute(1, 2, 0, 3))
+                    windows.copy_(padding.expand_as(windows))
+                windows[..., :rows, :columns, :].copy_(part)
+                q, k, v = windows.flatten(1, 2)
+                out = blocked_attention(q[:, :rows, :columns], k, v, table_h, table_w, d**-0.5, buffer)
+                out = out.view(count, heads, rows, columns, d).permute(2, 0, 3, 1, 4)
+                gathered[:, span].unflatten(1, (count, columns)).copy_(out)
             yield strip, gathered.flatten(2)
 
     def _attend_globally(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

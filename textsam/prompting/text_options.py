@@ -34,9 +34,9 @@ class TextPromptOptions:
     region_threshold: float = 0.5
     peak_threshold: float = 0.5
     peak_radius: int = 2
-    points_per_side: int = 16
+    points_per_side: int = 8
     grid_points_per_side: int = 16
-    max_points: int = 48
+    max_points: int = 16
     use_boxes: bool = False
     min_region: int = 4
     part_share: float = 0.75
