@@ -119,6 +119,15 @@ def test_a_negative_text_takes_what_fits_it_better():
     assert set(found_squares(model, find(model, [both], negative, threshold=0.1))) == {0, 1, 2}
 
 
+def test_one_mask_has_one_name():
+    """Two texts that both fit the red squares: the one that fits better has them, unless all are asked for."""
+    model, nearly = SquaresModel(), F.normalize(RED + 0.3 * GREEN, dim=0)
+    best = find(model, [nearly, RED], threshold=0.3)
+    assert set(best.query_index.tolist()) == {1}
+    every = find(model, [nearly, RED], threshold=0.3, options=TextPromptOptions(same_mask_iou=1.0))
+    assert len(every) == 2 * len(best)
+
+
 def test_max_instances_and_threshold():
     model = SquaresModel()
     every = find(model, [RED, BLUE])

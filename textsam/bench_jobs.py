@@ -54,11 +54,11 @@ def build_pair(size: str) -> tuple[Any, TextSamModel]:
     prompt = SamPromptEncoderConfig(image_size=vision.image_size)
     config = SamConfig(vision_config=vision.to_dict(), prompt_encoder_config=prompt.to_dict())
     theirs = SamModel._from_config(config, attn_implementation="sdpa").eval()
-    for name, parameter in theirs.named_parameters():
+    for name, parameter in theirs.named_parameters():  # everything: a zero somewhere would make all outputs equal
         if "norm" in name:
             torch.nn.init.normal_(parameter, float(name.endswith("weight")), 0.1)
-        elif "rel_pos" in name or "pos_embed" in name:
-            torch.nn.init.normal_(parameter, 0.0, 0.02)
+        else:
+            torch.nn.init.normal_(parameter, 0.0, 0.02 if parameter.ndim > 1 else 0.1)
     for module in theirs.mask_decoder.transformer.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.eps = 1e-5  # the original's; transformers' 1e-6 would show as a difference
@@ -115,12 +115,14 @@ def generate_job(
     geometry = ImageGeometry.of(photo.shape[:2], side)
     grid = AutomaticOptions(points_per_side=points_per_side).grid(0) * np.array([photo.shape[1], photo.shape[0]])
     coords = torch.from_numpy(geometry.points_to_input(grid)).float().to(embeddings.device)[:, None]
-    # Random weights have no opinion of their own: the thresholds let about a tenth of the masks through.
+    # Random weights have no opinion of their own: the thresholds let about a tenth of the masks through. All of these
+    # span the photo, so that suppression by boxes would leave a single one to compare, and stays off.
     logits, iou = _their_masks(theirs, embeddings, coords[:: max(len(coords) // 32, 1)])
     options = AutomaticOptions(
         points_per_side=points_per_side,
         pred_iou_thresh=max(iou.float().quantile(0.7).item(), 1e-3),
         stability_score_thresh=stability_scores(logits.float()).quantile(0.6).item(),
+        box_nms_thresh=1.0,
     )
 
     def released_order() -> list[dict]:

@@ -26,6 +26,7 @@ class TextPromptOptions:
         multimask_output: let each point offer three masks, of which the best scored is kept.
         ring_weight: how far similarity just outside a mask counts against it (a part of a thing has the rest around).
         iou_threshold, containment_threshold: see `mask_nms`.
+        same_mask_iou: of masks of different texts whose IoU is above it, the most confident stays; 1 keeps all.
         min_stability: masks whose stability score is below it are dropped.
     """
 
@@ -45,4 +46,5 @@ class TextPromptOptions:
     ring_weight: float = 0.5
     iou_threshold: float = 0.5
     containment_threshold: float = 0.8
+    same_mask_iou: float = 0.8
     min_stability: float = 0.3

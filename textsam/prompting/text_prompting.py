@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from textsam.model import TextSamModel
 from textsam.modeling.structures import ImageEmbeddings
-from textsam.prompting.detections import confidence_score, mask_nms, stability_scores
+from textsam.prompting.detections import confidence_score, mask_nms, mask_overlaps, stability_scores
 from textsam.prompting.text_guesses import grid_points, guess_prompts
 from textsam.prompting.text_options import TextPromptOptions
 from textsam.prompting.transforms import LOW_RES_STRIDE, ImageGeometry
@@ -110,7 +110,17 @@ def find_instances(
             )
             guesses = keep_best(guesses, options, lowest, None)
         parts.append(guesses.select(torch.arange(len(guesses), device=presence.device)[:max_instances]))
-    return TextInstances.join(parts)
+    return one_name_each(TextInstances.join(parts), options.same_mask_iou)
+
+
+def one_name_each(instances: TextInstances, same_mask_iou: float) -> TextInstances:
+    """Of instances of different texts that are the same mask, the more confident: a striped cat is no zebra as well."""
+    masks = instances.low_res_logits > 0
+    texts = instances.query_index
+    iou, _ = mask_overlaps(masks)
+    better = instances.confidence[None, :] > instances.confidence[:, None]
+    beaten = (iou > same_mask_iou) & better & (texts[None, :] != texts[:, None])
+    return instances.select(torch.nonzero(~beaten.any(1))[:, 0])
 
 
 @dataclass(frozen=True)
