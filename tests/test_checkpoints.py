@@ -17,8 +17,9 @@ from tiny_models import (
     unit_text,
 )
 
+from textsam.checkpoints import devices
 from textsam.checkpoints.devices import resolve_device, resolve_dtype
-from textsam.checkpoints.loading import devices, load, load_model
+from textsam.checkpoints.loading import load, load_model
 from textsam.config import TextSamConfig
 from textsam.model import TextSamModel
 

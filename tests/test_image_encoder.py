@@ -88,7 +88,7 @@ def test_input_is_not_changed() -> None:
 def test_blocks_of_any_size_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = encoder(), torch.randn(1, 3, 64, 48)
     whole = model(x)
-    monkeypatch.setattr(attention, "_SCORE_BYTES", 1)
+    monkeypatch.setattr(attention, "_SCORE_BYTES_PER_THREAD", 1)
     assert relative_error(model(x), whole) < 1e-5
 
 

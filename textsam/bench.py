@@ -11,6 +11,7 @@ import json
 import platform
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -157,8 +158,8 @@ def _seconds(job: Callable[[], Any], device: torch.device) -> float:
 def _difference(output: Any, expected: Any) -> float:
     if isinstance(output, Tensor):
         return ((output.float() - expected.float()).abs().max() / expected.float().abs().max()).item()
-    same = {rle["counts"] for rle in output} & {rle["counts"] for rle in expected}
-    return 1 - len(same) / max(len(output), len(expected), 1)
+    same = Counter(rle["counts"] for rle in output) & Counter(rle["counts"] for rle in expected)
+    return 1 - same.total() / max(len(output), len(expected), 1)
 
 
 def _rms_difference(output: Tensor, reference: Tensor) -> float:

@@ -58,7 +58,10 @@ def build_pair(size: str) -> tuple[Any, TextSamModel]:
         if "norm" in name:
             torch.nn.init.normal_(parameter, float(name.endswith("weight")), 0.1)
         else:
-            torch.nn.init.normal_(parameter, 0.0, 0.02 if parameter.ndim > 1 else 0.1)
+            learned_token = parameter.shape[0] == 1 or "token" in name
+            torch.nn.init.normal_(parameter, 0.0, 1.0 if learned_token else parameter[0].numel() ** -0.5)
+    for mlp in theirs.mask_decoder.output_hypernetworks_mlps:
+        mlp.proj_out.weight *= 10  # logits of several units, whose masks differ from each other
     for module in theirs.mask_decoder.transformer.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.eps = 1e-5  # the original's; transformers' 1e-6 would show as a difference

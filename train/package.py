@@ -1,7 +1,7 @@
 """Put a trained small model and its encoders into one folder, in float16: what `textsam.load` takes.
 
     python -m train.package --model runs/tiny/model --text-encoder weights/text_encoder \\
-        --crop-encoder weights/crop_encoder --out textsam/weights/textsam-tiny
+        --crop-encoder weights/crop_encoder --image-size 448 --out textsam/weights/textsam-tiny
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from textsam.model import TextSamModel
 MAX_BYTES = 24_000_000
 
 
-def package(model: Path, text_encoder: Path, crop_encoder: Path, out: Path) -> int:
+def package(model: Path, text_encoder: Path, crop_encoder: Path, out: Path, image_size: int | None = None) -> int:
     """Write the folder; returns its size in bytes.
 
+    Args:
+        image_size: side in px that photos are resized to in use, where that is not the side of training.
     Raises:
         ValueError: it would be larger than 24 MB.
     """
@@ -31,6 +33,7 @@ def package(model: Path, text_encoder: Path, crop_encoder: Path, out: Path) -> i
     SmallCropEncoder.from_pretrained(crop_encoder).save_pretrained(out / "crop_encoder")
     config = json.loads((out / "config.json").read_text())
     config["dtype"] = "float32"  # stored in half the size, computed in full
+    config["image_size"] = image_size or config["image_size"]
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.copyfile(model / "training.json", out / "training.json")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
@@ -43,8 +46,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("model", "text-encoder", "crop-encoder", "out"):
         parser.add_argument(f"--{name}", required=True, type=Path)
+    parser.add_argument("--image-size", type=int)
     args = parser.parse_args()
-    size = package(args.model, args.text_encoder, args.crop_encoder, args.out)
+    size = package(args.model, args.text_encoder, args.crop_encoder, args.out, args.image_size)
     print(f"{args.out}: {size / 1e6:.1f} MB")
 
 

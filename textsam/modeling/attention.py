@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Bytes of scores held at a time: few enough for a last-level cache, enough that threads rarely wait for each other.
-_SCORE_BYTES = 32 * 1024 * 1024
+# Bytes of scores held at a time: few enough for the caches, enough that threads rarely wait for each other.
+_SCORE_BYTES_PER_THREAD = 8 * 1024 * 1024
+_MOST_SCORE_BYTES = 64 * 1024 * 1024
 
 
 def resize_table(table: Tensor, size: int, trained_size: int) -> Tensor:
@@ -120,7 +121,8 @@ def blocked_attention(
 def score_buffer(h: int, w: int, heads: int, dtype: torch.dtype) -> Tensor:
     """The buffer for `blocked_attention` on an h x w grid: what the caches hold, at least one image row of queries."""
     row = w * h * w
-    return torch.empty(max(min(_SCORE_BYTES // dtype.itemsize, heads * h * row), row), dtype=dtype)
+    cached = min(_SCORE_BYTES_PER_THREAD * torch.get_num_threads(), _MOST_SCORE_BYTES) // dtype.itemsize
+    return torch.empty(max(min(cached, heads * h * row), row), dtype=dtype)
 
 
 class Attention(nn.Module):
