@@ -37,7 +37,7 @@ def test_table_and_figures(tmp_path: Path) -> None:
         assert row["ratio"] == pytest.approx(min(row["theirs_s"]) / min(row["ours_s"]))
         assert work in table
         if dtype == "float32":
-            assert row["difference"] < 1e-4, work
+            assert row["difference"] < 1e-3, work  # two pixels of a small mask are that much
         if "generate" not in work:  # nothing is compared with itself, or with a constant
             assert row["difference"] > 0, work
     low = rows["encoder", "bfloat16"]

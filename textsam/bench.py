@@ -11,13 +11,13 @@ import json
 import platform
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -33,8 +33,8 @@ class Row:
     Attributes:
         work: what was done. dtype: of weights and activations.
         ours_s, theirs_s: seconds of each run. ratio: theirs over ours, of the minima.
-        difference: largest difference of the outputs over the largest value; for `generate` the share of masks that
-            are not the same to the pixel; for bfloat16 RMS of ours against float32 over RMS of float32.
+        difference: largest difference of the outputs over the largest value; for `generate` 1 minus the mean
+            IoU of the masks, each with the one most like it; for bfloat16 RMS of ours against float32 over RMS of float32.
         their_difference: for bfloat16, the same of theirs; else None.
         ours_mb, theirs_mb: peak memory above the weights and inputs in the first run; None where it is not known.
     """
@@ -158,8 +158,10 @@ def _seconds(job: Callable[[], Any], device: torch.device) -> float:
 def _difference(output: Any, expected: Any) -> float:
     if isinstance(output, Tensor):
         return ((output.float() - expected.float()).abs().max() / expected.float().abs().max()).item()
-    same = Counter(rle["counts"] for rle in output) & Counter(rle["counts"] for rle in expected)
-    return 1 - same.total() / max(len(output), len(expected), 1)
+    if not output or not expected:
+        return float(len(output) != len(expected))
+    ious = coco_mask.iou(list(output), list(expected), [0] * len(expected))
+    return 1 - float(ious.max(axis=1).sum()) / max(len(output), len(expected))
 
 
 def _rms_difference(output: Tensor, reference: Tensor) -> float:

@@ -58,10 +58,12 @@ def build_pair(size: str) -> tuple[Any, TextSamModel]:
         if "norm" in name:
             torch.nn.init.normal_(parameter, float(name.endswith("weight")), 0.1)
         else:
-            learned_token = parameter.shape[0] == 1 or "token" in name
-            torch.nn.init.normal_(parameter, 0.0, 1.0 if learned_token else parameter[0].numel() ** -0.5)
+            torch.nn.init.normal_(parameter, 0.0, 0.02 if parameter.ndim > 1 else 0.1)
+    theirs.mask_decoder.upscale_conv2.bias.zero_()
     for mlp in theirs.mask_decoder.output_hypernetworks_mlps:
-        mlp.proj_out.weight *= 10  # logits of several units, whose masks differ from each other
+        # Logits of several units that are as often positive as negative, so that masks have outlines.
+        mlp.proj_out.weight.sub_(mlp.proj_out.weight.mean(0)).mul_(200)
+        mlp.proj_out.bias.zero_()
     for module in theirs.mask_decoder.transformer.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.eps = 1e-5  # the original's; transformers' 1e-6 would show as a difference
@@ -118,13 +120,14 @@ def generate_job(
     geometry = ImageGeometry.of(photo.shape[:2], side)
     grid = AutomaticOptions(points_per_side=points_per_side).grid(0) * np.array([photo.shape[1], photo.shape[0]])
     coords = torch.from_numpy(geometry.points_to_input(grid)).float().to(embeddings.device)[:, None]
-    # Random weights have no opinion of their own: the thresholds let about a tenth of the masks through. All of these
+    # Random weights have no opinion of their own: the thresholds let about a quarter of the masks through. All of these
     # span the photo, so that suppression by boxes would leave a single one to compare, and stays off.
     logits, iou = _their_masks(theirs, embeddings, coords[:: max(len(coords) // 32, 1)])
+    least_iou = max(iou.float().median().item(), 1e-3)
     options = AutomaticOptions(
         points_per_side=points_per_side,
-        pred_iou_thresh=max(iou.float().quantile(0.7).item(), 1e-3),
-        stability_score_thresh=stability_scores(logits.float()).quantile(0.6).item(),
+        pred_iou_thresh=least_iou,
+        stability_score_thresh=stability_scores(logits.float())[iou > least_iou].median().item(),
         box_nms_thresh=1.0,
     )
 
