@@ -33,8 +33,8 @@ class Row:
     Attributes:
         work: what was done. dtype: of weights and activations.
         ours_s, theirs_s: seconds of each run. ratio: theirs over ours, of the minima.
-        difference: largest difference of the outputs over the largest value; for `generate` 1 minus the mean
-            IoU of the masks, each with the one most like it; for bfloat16 RMS of ours against float32 over RMS of float32.
+        difference: largest difference of the outputs over the largest value; for `generate` 1 minus the mean IoU of
+            the masks, each with the one most like it; for bfloat16 RMS of ours against float32 over RMS of float32.
         their_difference: for bfloat16, the same of theirs; else None.
         ours_mb, theirs_mb: peak memory above the weights and inputs in the first run; None where it is not known.
     """
