@@ -172,7 +172,7 @@ def table_of(rows: list[Row], title: str) -> Table:
     """The figures for people."""
     table = Table(title=title, caption="seconds: minimum / median; MB: peak above the weights")
     for column in ("work", "dtype", "TextSAM, s", "transformers, s", "ratio", "difference", "TextSAM, MB", "tr., MB"):
-        table.add_column(column, justify="left" if column in ("work", "dtype") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("work", "dtype") else "right", overflow="fold")
     for row in rows:
         seconds = [f"{min(x):.3f} / {statistics.median(x):.3f}" for x in (row.ours_s, row.theirs_s)]
         difference = f"{row.difference:.1e}"

@@ -122,12 +122,13 @@ def generate_job(
     coords = torch.from_numpy(geometry.points_to_input(grid)).float().to(embeddings.device)[:, None]
     # Random weights have no opinion of their own: the thresholds let about a third of the masks through. All of these
     # span the photo, so that suppression by boxes would leave a single one to compare, and stays off.
-    logits, iou = _their_masks(theirs, embeddings, coords[:: max(len(coords) // 32, 1)])
+    logits, iou = _their_masks(theirs, embeddings, coords[:: max(len(coords) // 8, 1)])
     least_iou = max(iou.float().median().item(), 1e-3)
     options = AutomaticOptions(
         points_per_side=points_per_side,
         pred_iou_thresh=least_iou,
-        stability_score_thresh=stability_scores(logits.float())[iou > least_iou].median().item() * 0.9,
+        stability_score_thresh=stability_scores(postprocess_masks(logits, geometry))[iou > least_iou].median().item()
+        * 0.99,
         box_nms_thresh=1.0,
     )
 
