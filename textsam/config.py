@@ -25,7 +25,8 @@ class TextSamConfig(PreTrainedConfig):
         clip_template: the frame of a name, "a {}" when training saw the embeddings of "a dog".
         text_projection: "linear" or "mlp", D to C.
         similarity_head: dense features that are compared with the text ("mobile" only).
-        similarity_dim: E, their width.
+        image_presence: a vector of the whole image that is compared with the text, too ("mobile" only).
+        similarity_dim: E, the width of both.
         high_res_skips: maps at strides 4 and 8 into the decoder's upscaling ("mobile" only).
         dense_geometry: prompts also drawn as maps; see `GeometryMaps`.
         text_trained: False when the text parameters are still random, as after loading SAM's own checkpoints.
@@ -60,6 +61,7 @@ class TextSamConfig(PreTrainedConfig):
         clip_template: str = "{}",
         text_projection: str = "linear",
         similarity_head: bool = False,
+        image_presence: bool = False,
         similarity_dim: int = 128,
         high_res_skips: bool = False,
         dense_geometry: bool = False,
@@ -72,8 +74,13 @@ class TextSamConfig(PreTrainedConfig):
             raise ValueError(f'encoder_type must be "vit" or "mobile", but is {encoder_type!r}.')
         if text_projection not in ("linear", "mlp"):
             raise ValueError(f'text_projection must be "linear" or "mlp", but is {text_projection!r}.')
-        if encoder_type == "vit" and (similarity_head or high_res_skips):
-            raise ValueError('similarity_head and high_res_skips need encoder_type="mobile"; the ViT has neither.')
+        mobile_only = {
+            "similarity_head": similarity_head,
+            "image_presence": image_presence,
+            "high_res_skips": high_res_skips,
+        }
+        if encoder_type == "vit" and (asked := [name for name, value in mobile_only.items() if value]):
+            raise ValueError(f'{" and ".join(asked)} need encoder_type="mobile"; the ViT lacks them.')
         self.encoder_type = encoder_type
         self.image_size = image_size
         self.patch_size = patch_size
@@ -98,6 +105,7 @@ class TextSamConfig(PreTrainedConfig):
         self.clip_template = clip_template
         self.text_projection = text_projection
         self.similarity_head = similarity_head
+        self.image_presence = image_presence
         self.similarity_dim = similarity_dim
         self.high_res_skips = high_res_skips
         self.dense_geometry = dense_geometry
@@ -137,6 +145,7 @@ class TextSamConfig(PreTrainedConfig):
             "clip_dim": 512,
             "clip_template": "a {}",
             "similarity_head": True,
+            "image_presence": True,
             "high_res_skips": True,
             "dense_geometry": True,
             "pixel_mean": (127.5, 127.5, 127.5),

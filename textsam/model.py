@@ -27,6 +27,7 @@ def build_image_encoder(config: TextSamConfig) -> nn.Module:
         return MobileEncoder(
             out_chans=config.prompt_dim,
             similarity_dim=config.similarity_dim if config.similarity_head else None,
+            presence_dim=config.similarity_dim if config.image_presence else None,
             high_res_skips=config.high_res_skips,
         )
     return ImageEncoderViT(
@@ -80,6 +81,9 @@ class TextSamModel(PreTrainedModel):
             # positions than there are texts. Bias: most names are absent from most places.
             self.similarity_projection = nn.Linear(config.clip_dim, config.similarity_dim, bias=False)
             self.similarity_bias = nn.Parameter(torch.tensor(-3.0))
+        if config.image_presence:
+            self.presence_projection = nn.Linear(config.clip_dim, config.similarity_dim, bias=False)
+            self.presence_bias = nn.Parameter(torch.tensor(-3.0))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -123,8 +127,8 @@ class TextSamModel(PreTrainedModel):
             )
         out = self.image_encoder(pixel_values)
         # A plug-in encoder may return the (B, C, h, w) map alone.
-        embeddings, skips, similarity = (out, None, None) if isinstance(out, Tensor) else out
-        return ImageEmbeddings(embeddings, (shape[2], shape[3]), skips, similarity)
+        embeddings, skips, similarity, presence = (out, None, None, None) if isinstance(out, Tensor) else out
+        return ImageEmbeddings(embeddings, (shape[2], shape[3]), skips, similarity, presence)
 
     def encode_prompts(
         self,
@@ -167,8 +171,12 @@ class TextSamModel(PreTrainedModel):
             raise ValueError("point_coords and point_labels must come together; give one label per point.")
         count = next(iter(counts.values()), len(image.image_embeddings))
 
-        similarity = None
+        similarity = presence = None
         if text_embeddings is not None:
+            if self.config.image_presence:
+                every = self.image_presence(image, text_embeddings, modality)
+                rows = torch.arange(count, device=every.device)
+                presence = every[0] if len(every) == 1 else every[rows if image_index is None else image_index, rows]
             text_embeddings = self.prompt_encoder.align_clip(text_embeddings, modality)
             if self.config.similarity_head:
                 similarity = self._similarity_of_pairs(image, text_embeddings, image_index)
@@ -180,6 +188,7 @@ class TextSamModel(PreTrainedModel):
             mask_input=mask_input,
             text_embeddings=text_embeddings,
             similarity=similarity,
+            presence_logits=presence,
             count=count,
             grid_hw=tuple(image.image_embeddings.shape[-2:]),
         )
@@ -216,12 +225,23 @@ class TextSamModel(PreTrainedModel):
         if image.similarity_features is None:
             return None
         aligned = self.prompt_encoder.align_clip(text_embeddings, modality)
-        directions = self._similarity_directions(aligned)
+        directions = _directions(self.similarity_projection, aligned)
         return torch.einsum("behw,qe->bqhw", image.similarity_features.float(), directions) + self.similarity_bias
+
+    def image_presence(self, image: ImageEmbeddings, text_embeddings: Tensor, modality: str = "text") -> Tensor:
+        """Is each text in each image at all, by a vector of the whole image: (B, Q) float32 logits.
+
+        Args:
+            image: B images of a model whose config has `image_presence`. text_embeddings: (Q, D) of unit length.
+        """
+        if image.presence_features is None:
+            raise ValueError("image must come from encode_image of this model, but has no presence_features.")
+        directions = _directions(self.presence_projection, self.prompt_encoder.align_clip(text_embeddings, modality))
+        return image.presence_features.float() @ directions.T + self.presence_bias
 
     def _similarity_of_pairs(self, image: ImageEmbeddings, aligned: Tensor, image_index: Tensor | None) -> Tensor:
         """(N, D) texts against the image of each: (N, 1, hc, wc) logits."""
-        features, directions = image.similarity_features, self._similarity_directions(aligned)
+        features, directions = image.similarity_features, _directions(self.similarity_projection, aligned)
         if features is None:
             raise ValueError("image must come from encode_image of this model, but has no similarity_features.")
         features = features.float()
@@ -233,11 +253,6 @@ class TextSamModel(PreTrainedModel):
             rows = torch.arange(len(aligned), device=aligned.device)
             logits = every[rows if image_index is None else image_index, rows]
         return (logits + self.similarity_bias)[:, None]
-
-    def _similarity_directions(self, aligned: Tensor) -> Tensor:
-        """(N, D) -> (N, E) float32, scaled so that logits start near unit size."""
-        weight = self.similarity_projection.weight.float()
-        return F.linear(aligned, weight) * weight.shape[0] ** -0.5 * 4
 
     def forward(
         self,
@@ -262,6 +277,12 @@ class TextSamModel(PreTrainedModel):
             image_index=image_index,
         )
         return self.decode_masks(image, prompts, multimask_output=multimask_output, image_index=image_index)
+
+
+def _directions(projection: nn.Linear, aligned: Tensor) -> Tensor:
+    """(N, D) texts -> (N, E) float32, scaled so that their products with image features start near unit size."""
+    weight = projection.weight.float()
+    return F.linear(aligned, weight) * weight.shape[0] ** -0.5 * 4
 
 
 AutoConfig.register("textsam", TextSamConfig)

@@ -28,6 +28,7 @@ class LossWeights:
     dice: float = 2.0
     iou: float = 1.0
     presence: float = 0.5
+    image_presence: float = 1.0
     similarity: float = 1.0
 
 
@@ -53,6 +54,23 @@ class EmbeddingTable:
 
     names: Tensor  # (K, D)
     crops: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # (set, annotation id) -> (V, D) variants
+    distractors: Tensor | None = None  # (R,) rows of names that a picture seldom holds without being annotated for it
+    mean: Tensor | None = None  # (D,) of all names; what tells names apart is the rest
+
+    def draw_distractors(self, present: list[int], count: int, generator: torch.Generator) -> Tensor:
+        """Names to take as absent from a picture that shows `present`: near them rather than far, but no synonyms."""
+        if self.distractors is None or self.mean is None:
+            return torch.zeros(0, dtype=torch.int64)
+        near = self._centred(self.distractors) @ self._centred(torch.tensor(present, dtype=torch.int64)).T
+        nearest = near.amax(1) if present else torch.zeros(len(self.distractors))
+        chance = torch.where(nearest < SYNONYM, (nearest * 8).exp(), 0.0)
+        return self.distractors[torch.multinomial(chance, count, generator=generator)]
+
+    def _centred(self, rows: Tensor) -> Tensor:
+        return F.normalize(self.names[rows] - self.mean, dim=-1)
+
+
+SYNONYM = 0.38  # cosine of two centred names over which one may be said of the other's pictures ("cat", "animal")
 
 
 class TextSamStep(nn.Module):
@@ -61,7 +79,8 @@ class TextSamStep(nn.Module):
         model: what is trained.
         table: CLIP embeddings of names and crops.
         rounds: decoder rounds for geometry, the first included.
-        queries: names asked of each picture, present and absent together.
+        queries: names asked of each picture: one that is there, the others not.
+        distractors: absent names of each picture from outside its data set's list, for the maps and the whole image.
         crop_share: how often a prompt is the crop's embedding rather than the name's, where both are known.
         noise: standard deviation of Gaussian noise on each prompt embedding, times its length (modality gap).
     """
@@ -72,7 +91,8 @@ class TextSamStep(nn.Module):
         table: EmbeddingTable,
         *,
         rounds: int = 2,
-        queries: int = 2,
+        queries: int = 3,
+        distractors: int = 12,
         crop_share: float = 0.5,
         noise: float = 0.2,
         loss_weights: LossWeights | None = None,
@@ -80,6 +100,7 @@ class TextSamStep(nn.Module):
         super().__init__()
         self.model, self.table = model, table
         self.rounds, self.queries, self.crop_share, self.noise = rounds, queries, crop_share, noise
+        self.distractors = distractors
         self.loss_weights = loss_weights or LossWeights()
 
     def forward(self, samples: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
@@ -94,10 +115,18 @@ class TextSamStep(nn.Module):
         for group, kind in zip(self._split(objects, generator), ("box", "point", "text_point"), strict=True):
             if len(group.masks):
                 self._geometry(image, group, kind, generator, results)
-        self._text(image, samples, generator, results)
+        absent = [self._absent(sample, generator) for sample in samples]
+        self._text(image, samples, absent, generator, results)
         if config.similarity_head:
-            self._similarity(image, samples, results)
+            self._every_name(image, samples, absent, results)
         return results
+
+    def _absent(self, sample: Sample, generator: torch.Generator) -> Tensor:
+        """Names that the picture is taken not to show: those of its data set's list, and distractors."""
+        if not len(sample.absent):
+            return sample.absent
+        drawn = self.table.draw_distractors(list(sample.present), self.distractors, generator)
+        return torch.cat([sample.absent, drawn[~torch.isin(drawn, sample.absent)]])
 
     # -- geometry ------------------------------------------------------------------------------------------------
 
@@ -211,7 +240,12 @@ class TextSamStep(nn.Module):
     # -- text ----------------------------------------------------------------------------------------------------
 
     def _text(
-        self, image: ImageEmbeddings, samples: list[Sample], generator: torch.Generator, results: dict[str, Tensor]
+        self,
+        image: ImageEmbeddings,
+        samples: list[Sample],
+        absent: list[Tensor],
+        generator: torch.Generator,
+        results: dict[str, Tensor],
     ) -> None:
         """Text alone: the union of all instances of the name, and whether it is there.
 
@@ -221,9 +255,8 @@ class TextSamStep(nn.Module):
         for number, sample in enumerate(samples):
             present = list(sample.present)
             order = torch.randperm(len(present), generator=generator).tolist()
-            wanted = [present[i] for i in order[: self.queries - 1]]
-            absent = sample.absent[torch.randperm(len(sample.absent), generator=generator)]
-            wanted += absent[: self.queries - len(wanted)].tolist()
+            wanted = [present[i] for i in order[:1]]
+            wanted += self._rivals(image.select(number), absent[number], self.queries - 1, generator).tolist()
             crops = dict(zip(sample.names.tolist(), sample.keys, strict=True))
             for name in wanted:
                 index.append(number)
@@ -249,31 +282,79 @@ class TextSamStep(nn.Module):
         results["presence"] = self.loss_weights.presence * presence
         results["_presence"] = ((out.presence_logits > 0) == there).float().mean()
 
-    def _similarity(self, image: ImageEmbeddings, samples: list[Sample], results: dict[str, Tensor]) -> None:
-        """Every name of the batch against every picture of which it is known whether it is there."""
-        present = sorted({name for sample in samples for name in sample.present})
-        if not present:
+    def _image_presence(
+        self,
+        image: ImageEmbeddings,
+        samples: list[Sample],
+        absent: list[Tensor],
+        names: list[int],
+        results: dict[str, Tensor],
+    ) -> None:
+        """Every name against every whole picture of which it is known whether it is there."""
+        rows = {name: q for q, name in enumerate(names)}
+        targets = torch.full((len(samples), len(names)), -1.0)  # -1: unknown
+        for b, sample in enumerate(samples):
+            targets[b, [rows[name] for name in absent[b].tolist()]] = 0.0
+            targets[b, [rows[name] for name in sample.present]] = 1.0
+        logits = self.model.image_presence(image, self.table.names[names])
+        there, missing = targets == 1, targets == 0
+        each = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none")
+        loss = (each * (there | missing)).sum() / there.sum().clamp(min=1) / 2
+        results["image_presence"] = self.loss_weights.image_presence * loss
+        if there.any() and missing.any():
+            results["_image_presence"] = (logits[there][:, None] > logits[missing]).float().mean()
+
+    @torch.no_grad()
+    def _rivals(self, image: ImageEmbeddings, absent: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Up to `count` of the absent names: one that the picture is most easily taken for, the others at random."""
+        order = absent[torch.randperm(len(absent), generator=generator)]
+        if len(order) and self.model.config.similarity_head:
+            candidates = order[:RIVALS]
+            hardest = self.model.text_similarity(image, self.table.names[candidates])[0].flatten(1).amax(1).argmax()
+            order = torch.cat([candidates[hardest : hardest + 1], order[order != candidates[hardest]]])
+        return order[:count]
+
+    def _every_name(
+        self, image: ImageEmbeddings, samples: list[Sample], absent: list[Tensor], results: dict[str, Tensor]
+    ) -> None:
+        """Every name of the batch, and its distractors, against every picture of which it is known whether it is
+        there: as a map and as a whole."""
+        names = sorted({name for sample in samples for name in sample.present} | set(torch.cat(absent).tolist()))
+        if not names:
             return
-        logits = self.model.text_similarity(image, self.table.names[present])
+        if self.model.config.image_presence:
+            self._image_presence(image, samples, absent, names, results)
+        present = {name for sample in samples for name in sample.present}
+        # Maps are large: of the names that no picture of the batch shows, a few.
+        others = [name for name in names if name not in present]
+        names = sorted(present) + others[:: max(1, len(others) // MAP_ABSENTEES)]
+        logits = self.model.text_similarity(image, self.table.names[names])
         size = logits.shape[-2:]
         targets = torch.zeros_like(logits)
         known = torch.zeros(logits.shape[:2])
         for b, sample in enumerate(samples):
-            absent = set(sample.absent.tolist())
-            for q, name in enumerate(present):
+            missing = set(absent[b].tolist())
+            for q, name in enumerate(names):
                 if name in sample.present:
                     targets[b, q] = F.adaptive_avg_pool2d(sample.present[name][None], size)[0]
-                known[b, q] = float(name in sample.present or name in absent)
+                known[b, q] = float(name in sample.present or name in missing)
         weights = torch.stack([F.adaptive_avg_pool2d(sample.weights[None], size) for sample in samples])
         weights = weights.expand_as(logits)
         there = targets.flatten(2).sum(2) > 0
         pixel = 2 * bce_loss(logits, targets, balance(targets, weights))
         dice = dice_loss(logits, targets, weights)
-        loss = (pixel * known).sum() / known.sum().clamp(min=1)
+        # Most names are absent from most pictures: the two kinds weigh the same, however many there are.
+        absent_known = known * ~there
+        loss = (pixel * there).sum() / there.sum().clamp(min=1) / 2
+        loss = loss + (pixel * absent_known).sum() / absent_known.sum().clamp(min=1) / 2
         loss = loss + (dice * there).sum() / there.sum().clamp(min=1)
         results["similarity"] = self.loss_weights.similarity * loss
         iou = mask_iou(logits, targets, weights)
         results["_similarity"] = (iou * there).sum() / there.sum().clamp(min=1)
+
+
+MAP_ABSENTEES = 32
+RIVALS = 16  # absent names among which the hardest is looked for; more would find what is only not annotated
 
 
 def _uniform(generator: torch.Generator) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from textsam.checkpoints.devices import has_fast_bfloat16
 from textsam.config import TextSamConfig
 from textsam.language.vocabulary import Vocabulary
 from textsam.model import TextSamModel
@@ -38,13 +39,34 @@ SETS = (
 FROZEN = tuple(f"image_encoder.trunk.{part}." for part in ("conv0", *(f"block{i:02d}" for i in range(1, 7))))
 
 
+# Known names that many photos show without anybody having annotated them: never taken as absent.
+COMMON = (
+    "man woman boy girl child person people face head hair arm leg hand foot body clothing clothes shirt pants jean "
+    "jacket coat dress skirt shoe sneakers footwear boot hat cap glasses sunglasses goggles belt tie watch sock glove "
+    "tree plant flower grass leaf houseplant building house window door wall floor ceiling roof fence pole stairs "
+    "furniture table desk chair shelf cabinet drawer cupboard lamp light curtain blind picture frame mirror pillow "
+    "cushion blanket carpet rug bed toy wheel tire vehicle license plate mirror road street sign poster banner "
+    "book paper box bag backpack handbag cup glass bottle plate bowl food drink tableware kitchenware animal mammal "
+    "pet carnivore container bench cloth handle button logo label trousers jeans suit necklace earring ring bracelet"
+)
+
+
+def draw_from(names: list[str]) -> list[int]:
+    """Rows of the names that may be taken as absent where they are not annotated."""
+    common = set(COMMON.split())
+    return [i for i, name in enumerate(names) if not common & set(name.replace("/", " ").replace("(", " ").split())]
+
+
 def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptions]:
     torch.manual_seed(args.seed)
     options = LoopOptions(steps=args.steps, batch_size=args.batch_size, seed=args.seed, frozen=FROZEN)
     options = replace(options, decay_from=args.decay_from, lr=args.lr, trunk_lr=args.lr / 10)
-    config = TextSamConfig.tiny(text_trained=True)
+    options = replace(options, mixed_precision="bf16" if has_fast_bfloat16() else "no")
+    config = TextSamConfig.tiny(text_trained=True, image_size=args.size)
     model = TextSamModel(config)
     model.image_encoder.load_trunk(load_file(args.trunk))
+    if args.init:
+        start_from(model, load_file(Path(args.init) / "model.safetensors"))
     model.image_encoder.to(memory_format=torch.channels_last)
 
     names, embeddings = load_targets(args.names)
@@ -67,11 +89,22 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
         name_index,
         size=config.image_size,
         instances=args.instances,
+        scale_range=(0.75, args.max_scale),
         seed=args.seed,
         length=options.steps * options.batch_size * 64,
     )
-    step = TextSamStep(model, EmbeddingTable(embeddings, crops), rounds=args.rounds)
+    table = EmbeddingTable(embeddings, crops, torch.tensor(draw_from(names)), embeddings.mean(0))
+    step = TextSamStep(model, table, rounds=args.rounds)
     return step, data, options
+
+
+def start_from(model: TextSamModel, state_dict: dict[str, torch.Tensor]) -> None:
+    """Weights of a former model; parts that it did not have yet start afresh, anything else is an error."""
+    new = ("image_encoder.presence_head.", "presence_projection.", "presence_bias")
+    result = model.load_state_dict({name: value.float() for name, value in state_dict.items()}, strict=False)
+    wrong = [name for name in result.missing_keys if not name.startswith(new)] + list(result.unexpected_keys)
+    if wrong:
+        raise ValueError(f"The weights to start from do not fit: {', '.join(wrong)}.")
 
 
 class _NameIndex(dict):
@@ -95,6 +128,7 @@ def main() -> None:
     parser.add_argument("--trunk", required=True, help="ImageNet weights of MobileNetV2, safetensors")
     parser.add_argument("--text-encoder", required=True, help="folder of the trained text encoder")
     parser.add_argument("--crops", help="crop embeddings made by train.crop_embeddings, safetensors")
+    parser.add_argument("--init", help="folder of a former model to start from, instead of the trunk alone")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--decay-from", type=float, default=0.7)
@@ -102,6 +136,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--instances", type=int, default=3, help="of each picture and step")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--size", type=int, default=384, help="side of the training pictures, px")
+    parser.add_argument("--max-scale", type=float, default=2.0, help="of the large-scale jitter")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -51,14 +52,23 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
+@cache
+def _fused_dtypes() -> tuple[torch.dtype, ...]:
+    """Dtypes whose fused product oneDNN has on this CPU: bfloat16 needs AVX-512."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return ()
+    bfloat16 = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)()
+    return (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     """x W^T + b, and GELU of it; without gradients. On a CPU oneDNN fuses the GELU into the product.
 
     That fused product is what torch's own compiler calls, not a public function: where it is missing, or does not know
     the dtype, the plain ones serve.
     """
-    known = x.dtype in (torch.float32, torch.bfloat16) and x.dtype == weight.dtype and x.device.type == "cpu"
-    if known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    known = x.dtype == weight.dtype and x.device.type == "cpu" and x.dtype in _fused_dtypes()
+    if known:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
     y = F.linear(x, weight, bias)
     return F.gelu(y) if gelu else y

@@ -116,7 +116,7 @@ class MaskDecoder(nn.Module):
                 tokens,
                 image_index,
             )
-            return MaskPredictions(logits, *self._quality(tokens, kept, prompts.has_text))
+            return MaskPredictions(logits, *self._quality(tokens, kept, prompts))
         if len(dense) != 1:
             embeddings = spread(embeddings, count, image_index)
         mixed = embeddings + dense
@@ -133,7 +133,7 @@ class MaskDecoder(nn.Module):
         if self.drawing_head is not None and prompts.drawn_prompts is not None:
             mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
             logits = logits + self.drawing_head(mask_tokens[:, kept], prompts.drawn_prompts.maps)
-        return MaskPredictions(logits, *self._quality(tokens, kept, prompts.has_text))
+        return MaskPredictions(logits, *self._quality(tokens, kept, prompts))
 
     def _can_fold(self, image: ImageEmbeddings, prompts: PromptEmbeddings, tokens: Tensor) -> bool:
         """Whether the quicker way without gradients applies; it does not know the finer maps."""
@@ -146,10 +146,13 @@ class MaskDecoder(nn.Module):
         numbers = range(self.num_mask_tokens)[kept]
         return torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in numbers], dim=1)
 
-    def _quality(self, tokens: Tensor, kept: slice, has_text: bool) -> tuple[Tensor, Tensor | None]:
+    def _quality(self, tokens: Tensor, kept: slice, prompts: PromptEmbeddings) -> tuple[Tensor, Tensor | None]:
         """Predicted IoU (N, M), and presence logits (N,) when there is text."""
         iou = self.iou_prediction_head(tokens[:, 0])[:, kept]
-        return iou, self.presence_head(tokens[:, -1])[:, 0] if has_text else None
+        if not prompts.has_text:
+            return iou, None
+        presence = self.presence_head(tokens[:, -1])[:, 0]
+        return iou, presence if prompts.presence_logits is None else presence + prompts.presence_logits
 
     def _tokens(self, sparse: Tensor, has_text: bool) -> Tensor:
         """[iou, 4 masks, prompts], and the presence token behind them when there is text: (N, T, C)."""

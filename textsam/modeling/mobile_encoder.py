@@ -8,6 +8,8 @@ Zhou et al. 2022, *MaskCLIP* (dense features compared with text embeddings).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,15 +46,28 @@ class SameConv2d(nn.Conv2d):
         return F.conv2d(F.pad(x, pads), self.weight, self.bias, stride, 0, 1, self.groups)
 
 
+class PointwiseConv2d(nn.Conv2d):
+    """1x1 convolution. With channels-last memory it is a matrix product without a copy, and said as one it is quick
+    even with one thread and few images, where torch takes a slow convolution."""
+
+    def __init__(self, in_chans: int, out_chans: int) -> None:
+        super().__init__(in_chans, out_chans, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(x)
+        return F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
+
+
 class InvertedResidual(nn.Module):
     """1x1 expand, 3x3 depthwise, 1x1 project, with a shortcut where the shape is kept."""
 
     def __init__(self, in_chans: int, out_chans: int, expansion: int, stride: int) -> None:
         super().__init__()
         hidden = in_chans * expansion
-        self.expand = nn.Conv2d(in_chans, hidden, 1) if expansion > 1 else None
+        self.expand = PointwiseConv2d(in_chans, hidden) if expansion > 1 else None
         self.depthwise = SameConv2d(hidden, hidden, 3, stride, groups=hidden)
-        self.project = nn.Conv2d(hidden, out_chans, 1)
+        self.project = PointwiseConv2d(hidden, out_chans)
         self.shortcut = stride == 1 and in_chans == out_chans
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,12 +159,22 @@ def upsample(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
+class MobileFeatures(NamedTuple):
+    """What `MobileEncoder` gives for B images."""
+
+    embeddings: Tensor  # (B, C, H/16, W/16)
+    high_res: tuple[Tensor, Tensor] | None  # strides 4 and 8
+    similarity: Tensor | None  # (B, E, H/8, W/8), to compare with text
+    presence: Tensor | None  # (B, E), to compare with text
+
+
 class MobileEncoder(nn.Module):
     """MobileNetV2 trunk, light pyramid, optional head for text.
 
     Args:
         out_chans: C of the image embedding at stride 16.
         similarity_dim: E of the head at stride 8 whose features are compared with text; None leaves the head out.
+        presence_dim: E of a vector of the whole image that is compared with text, too; None leaves it out.
         high_res_skips: also return maps at strides 4 (C/8 channels) and 8 (C/4 channels) for the mask decoder.
         context_depth: transformer blocks on the stride-32 map.
     """
@@ -160,6 +185,7 @@ class MobileEncoder(nn.Module):
         self,
         out_chans: int = 256,
         similarity_dim: int | None = None,
+        presence_dim: int | None = None,
         high_res_skips: bool = True,
         context_depth: int = 2,
         context_dim: int = 256,
@@ -188,27 +214,40 @@ class MobileEncoder(nn.Module):
             self.similarity_head = nn.Sequential(
                 SeparableConv(pyramid_dim), nn.Conv2d(pyramid_dim, similarity_dim, 1), LayerNorm2d(similarity_dim)
             )
+        self.presence_head = None
+        if presence_dim is not None:
+            self.presence_head = nn.Sequential(
+                nn.LayerNorm(2 * context_dim),
+                nn.Linear(2 * context_dim, 2 * context_dim),
+                nn.GELU(),
+                nn.Linear(2 * context_dim, presence_dim),
+                nn.LayerNorm(presence_dim),
+            )
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None]:
+    def forward(self, pixel_values: Tensor) -> MobileFeatures:
         """
         Args:
             pixel_values: (B, 3, H, W), normalised; H and W multiples of 16.
         Returns:
-            image_embeddings (B, C, H/16, W/16); (stride-4, stride-8) maps or None; features to compare with text
-            (B, E, H/8, W/8) or None.
+            `MobileFeatures`.
         """
         taps = self.trunk.forward_features(pixel_values)
         p32 = self.context(self.lateral32(taps[32]))
         p16 = self.smooth16(self.lateral16(taps[16]) + upsample(p32, taps[16]))
         embeddings = self.neck(p16)
+        presence = None
+        if self.presence_head is not None:
+            # The mean says what the picture is of, the maximum what else is somewhere in it.
+            presence = self.presence_head(torch.cat([p32.mean((2, 3)), p32.amax((2, 3))], dim=1))
         if not self.high_res_skips and self.similarity_head is None:
-            return embeddings, None, None
+            return MobileFeatures(embeddings, None, None, presence)
         p8 = self.smooth8(self.lateral8(taps[8]) + upsample(self.down16(p16), taps[8]))
         skips = None
         if self.high_res_skips:
             p4 = self.smooth4(self.lateral4(taps[4]) + upsample(self.down8(p8), taps[4]))
             skips = (self.skip4(p4), self.skip8(p8))
-        return embeddings, skips, None if self.similarity_head is None else self.similarity_head(p8)
+        similarity = None if self.similarity_head is None else self.similarity_head(p8)
+        return MobileFeatures(embeddings, skips, similarity, presence)
 
     @torch.no_grad()
     def load_trunk(self, state_dict: dict[str, Tensor]) -> None:

@@ -213,6 +213,7 @@ class PromptEncoder(nn.Module):
         mask_input: Tensor | None = None,
         text_embeddings: Tensor | None = None,
         similarity: Tensor | None = None,
+        presence_logits: Tensor | None = None,
         count: int,
         grid_hw: tuple[int, int],
     ) -> PromptEmbeddings:
@@ -224,6 +225,7 @@ class PromptEncoder(nn.Module):
             mask_input: (N, 1, 4h, 4w) logits.
             text_embeddings: (N, D) from `align_clip`.
             similarity: (N, 1, hc, wc) logits of the text against the image; drawn when `dense_geometry` is on.
+            presence_logits: (N,) of the text against the whole image; passed on to the decoder.
             count: N, needed when no prompt is given. grid_hw: (h, w) of the image embedding.
         Returns:
             Tokens in the order points, box, text (SAM's own order first); the dense map is (1, C, h, w) when it is
@@ -249,4 +251,4 @@ class PromptEncoder(nn.Module):
                 count, input_size, point_coords, point_labels, boxes, similarity, mask_input
             )
             dense = dense + drawn
-        return PromptEmbeddings(sparse, dense, has_text=text_embeddings is not None, drawn_prompts=drawn_prompts)
+        return PromptEmbeddings(sparse, dense, text_embeddings is not None, drawn_prompts, presence_logits)

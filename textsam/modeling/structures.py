@@ -19,6 +19,7 @@ class ImageEmbeddings:
     input_size: tuple[int, int]  # (height, width) of the encoder's input, px
     high_res_features: tuple[Tensor, Tensor] | None = None  # (B, C/8, 4h, 4w) and (B, C/4, 2h, 2w)
     similarity_features: Tensor | None = None  # (B, E, hc, wc), to compare with projected text
+    presence_features: Tensor | None = None  # (B, E), to compare with projected text
 
     def select(self, index: int) -> ImageEmbeddings:
         """The image `index` of the batch, with its batch axis kept."""
@@ -29,6 +30,7 @@ class ImageEmbeddings:
             self.input_size,
             None if skips is None else (skips[0][one], skips[1][one]),
             None if self.similarity_features is None else self.similarity_features[one],
+            None if self.presence_features is None else self.presence_features[one],
         )
 
 
@@ -49,6 +51,7 @@ class PromptEmbeddings:
     dense_prompt_embeddings: Tensor  # (N, C, h, w), or (1, C, h, w) when all prompts share it
     has_text: bool = False
     drawn_prompts: DrawnPrompts | None = None
+    presence_logits: Tensor | None = None  # (N,) of text against the whole image, for models that compare them
 
 
 @dataclass(frozen=True)
