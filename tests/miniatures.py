@@ -30,6 +30,7 @@ def mobile_miniature(*, seed: int = 0) -> TextSamModel:
         for mlp in model.mask_decoder.output_hypernetworks_mlps:
             mlp.layers[-1].weight *= 30  # masks with clear outlines
         model.similarity_bias.zero_()  # some positions are above one half, some below
+        model.presence_bias.zero_()
     return model
 
 

@@ -303,8 +303,19 @@ def test_info(tiny_folder: Path) -> None:
 
 
 def test_evaluate(run: Callable, folder: Path) -> None:
-    assert run("segment", folder / "a.png", "--text", "cat", "--box", "5,5,90,80", "--format", "coco").exit_code == 0
-    result = run("evaluate", "out/dataset/annotations.json", "--prompts", "box", "--out", "scores")
+    with Image.open(folder / "a.png") as picture:
+        size = picture.size
+    polygon = [5, 5, 60, 5, 60, 50, 5, 50]
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [polygon], "bbox": [5, 5, 55, 45]}
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "width": size[0], "height": size[1]}],
+        "annotations": [{**annotation, "area": 55 * 45, "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (folder / "images").mkdir()
+    (folder / "a.png").rename(folder / "images" / "a.png")
+    (folder / "val.json").write_text(json.dumps(document))
+    result = run("evaluate", folder / "val.json", "--prompts", "box", "--out", "scores")
     assert result.exit_code == 0, result.output
     assert json.loads(Path("scores/scores.json").read_text())
     result = run("evaluate", "nothing.json")

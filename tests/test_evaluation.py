@@ -420,7 +420,7 @@ def random_sam() -> Any:
     from textsam.language.small_clip import SmallTextEncoder
     from textsam.language.vocabulary import Vocabulary
     from textsam.predictor import TextSam
-    from textsam.prompting.text_prompting import TextPromptOptions
+    from textsam.prompting.text_options import TextPromptOptions
 
     torch.manual_seed(0)
     words = SmallTextEncoder(Vocabulary(["cat", "dog"]), num_buckets=64, width=16, mlp_dim=16, embed_dim=48)

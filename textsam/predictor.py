@@ -25,7 +25,7 @@ from textsam.prompting.questions import Question, ask, spread_prompts
 from textsam.prompting.ranker import NAMES_NOTICE, Ranker
 from textsam.prompting.ranking import RankingOptions
 from textsam.prompting.text_options import TextPromptOptions
-from textsam.prompting.text_prompting import read_texts
+from textsam.prompting.text_reading import read_texts
 from textsam.prompting.transforms import ImageGeometry
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from textsam.prompting.geometry_prompting import segment_prompts
 from textsam.prompting.prompts import GeometricPrompts
 from textsam.prompting.questions import Question
 from textsam.prompting.text_options import TextPromptOptions
-from textsam.prompting.text_prompting import find_instances, similarity_probability
+from textsam.prompting.text_prompting import find_instances
+from textsam.prompting.text_reading import similarity_probability
 from textsam.prompting.transforms import masks_at_original_size
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from textsam.model import TextSamModel
 from textsam.modeling.structures import ImageEmbeddings
 from textsam.prompting.detections import confidence_score, stability_scores
 from textsam.prompting.prompts import GeometricPrompts
-from textsam.prompting.text_prompting import clear_padding, mask_agreement
+from textsam.prompting.text_instances import clear_padding, mask_agreement
 from textsam.prompting.transforms import ImageGeometry
 
 # Prompt sets in one decoder call: bounds the memory, whatever the number of objects.

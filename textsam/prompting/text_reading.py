@@ -1,0 +1,77 @@
+"""What words alone say of a photo: is each of them there, and in which region?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from textsam.model import TextSamModel
+from textsam.modeling.structures import ImageEmbeddings
+from textsam.prompting.text_instances import OUTSIDE, TextInstances, clear_padding
+from textsam.prompting.transforms import ImageGeometry
+
+
+@dataclass(frozen=True)
+class TextReading:
+    """What Q texts alone say of a photo.
+
+    Attributes:
+        presence: (Q,) in [0, 1], does the named thing appear at all? The geometric mean of two estimates where the
+            model has both: the presence token, and the maximum of the similarity map.
+        region_logits: (Q, 4h, 4w) the text's mask, the union of its instances where the model learned that.
+        region_iou: (Q,) its predicted IoU.
+        similarity: (Q, hc, wc) probabilities; None without a similarity head.
+    """
+
+    presence: Tensor
+    region_logits: Tensor
+    region_iou: Tensor
+    similarity: Tensor | None
+
+
+def read_texts(
+    model: TextSamModel,
+    image: ImageEmbeddings,
+    geometry: ImageGeometry,
+    text_embeddings: Tensor,
+    negative_embeddings: Tensor | None = None,
+) -> TextReading:
+    """Decode (Q, D) texts without any other prompt; what fits one of the (P, D) negative texts better is left out."""
+    similarity = similarity_probability(model, image, geometry, text_embeddings, negative_embeddings)
+    if len(text_embeddings) == 0:
+        none = TextInstances.none(image)
+        return TextReading(none.presence, none.low_res_logits, none.predicted_iou, similarity)
+    prompts = model.encode_prompts(image, text_embeddings=text_embeddings)
+    decoded = model.decode_masks(image, prompts, multimask_output=False)
+    presence = decoded.presence_logits.float().sigmoid()  # type: ignore[union-attr]
+    logits = clear_padding(decoded.low_res_logits[:, 0].float(), geometry, fill=OUTSIDE)
+    if similarity is not None:
+        presence = (presence * similarity.flatten(1).amax(1)).sqrt()
+        allowed = F.interpolate((similarity > 0)[None].float(), tuple(logits.shape[-2:]), mode="nearest")[0] > 0
+        logits = torch.where(allowed, logits, OUTSIDE)
+    return TextReading(presence, logits, decoded.iou_predictions[:, 0].float(), similarity)
+
+
+def similarity_probability(
+    model: TextSamModel,
+    image: ImageEmbeddings,
+    geometry: ImageGeometry,
+    text_embeddings: Tensor,
+    negative_embeddings: Tensor | None = None,
+) -> Tensor | None:
+    """Where each text is: (Q, hc, wc) probabilities; None without a similarity head.
+
+    Positions in the padding, and those that fit a negative text better than the text, are 0.
+    """
+    logits = model.text_similarity(image, text_embeddings)
+    if logits is None:
+        return None
+    logits = logits[0].float()
+    probability = logits.sigmoid()
+    if negative_embeddings is not None and len(negative_embeddings):
+        negative = model.text_similarity(image, negative_embeddings)[0].float().amax(0)  # type: ignore[index]
+        probability = torch.where(negative > logits, 0.0, probability)
+    return clear_padding(probability, geometry)

@@ -1,0 +1,63 @@
+"""The region of one text taken apart into instances: its connected parts, or the guesses that cover them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch.nn import functional as F
+
+from textsam.prompting.text_instances import OUTSIDE, TextInstances, score_masks
+from textsam.prompting.text_options import TextPromptOptions
+from textsam.prompting.text_reading import TextReading
+from textsam.prompting.transforms import ImageGeometry
+
+
+def find_regions(
+    reading: TextReading, query: int, geometry: ImageGeometry, options: TextPromptOptions
+) -> TextInstances:
+    """The connected parts of one text's mask, as instances."""
+    logits = reading.region_logits[query]
+    labels, count = ndimage.label((logits > 0).cpu().numpy(), structure=np.ones((3, 3)))
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    numbers = [number for number in range(1, count + 1) if areas[number] >= options.min_region]
+    chosen = (
+        torch.from_numpy(labels)[None].to(logits.device) == torch.tensor(numbers, device=logits.device)[:, None, None]
+    )
+    # Just outside a part the logits stay, so that upscaling finds the same edge.
+    near = F.max_pool2d(chosen[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
+    parts = torch.where(near & ((logits <= 0) | chosen), logits, OUTSIDE)
+    iou = reading.region_iou[query].expand(len(parts))[:, None]
+    return score_masks(
+        parts[:, None],
+        iou,
+        query,
+        reading.presence[query],
+        None if reading.similarity is None else reading.similarity[query],
+        geometry,
+        options,
+    )
+
+
+def explain_regions(regions: TextInstances, guesses: TextInstances, options: TextPromptOptions) -> TextInstances:
+    """Each region as it is, or in its place the two or more guesses inside it that cover it; guesses elsewhere stay.
+
+    Touching things of one name are one region. A lone guess in a region is the same thing, drawn from less.
+    """
+    if not len(regions):
+        return guesses
+    masks, inside = regions.low_res_logits > 0, guesses.low_res_logits > 0
+    shared = torch.einsum("rhw,ghw->rg", masks.float(), inside.float())
+    belongs = shared >= options.part_share * inside.flatten(1).sum(1)
+    keep_region = torch.ones(len(regions), dtype=torch.bool, device=masks.device)
+    keep_guess = ~belongs.any(0)
+    for number, mask in enumerate(masks):
+        members = torch.nonzero(belongs[number])[:, 0]
+        covered = (
+            (inside[members].any(0) & mask).sum() >= options.part_share * mask.sum() if len(members) > 1 else False
+        )
+        if covered:
+            keep_region[number] = False
+            keep_guess[members] = True
+    chosen = [regions.select(torch.nonzero(keep_region)[:, 0]), guesses.select(torch.nonzero(keep_guess)[:, 0])]
+    return TextInstances.join(chosen)
