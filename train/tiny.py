@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from textsam.checkpoints.devices import has_fast_bfloat16
+from textsam.checkpoints.devices import has_fast_bfloat16, resolve_device
 from textsam.config import TextSamConfig
 from textsam.language.vocabulary import Vocabulary
 from textsam.model import TextSamModel
@@ -61,7 +61,7 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
     torch.manual_seed(args.seed)
     options = LoopOptions(steps=args.steps, batch_size=args.batch_size, seed=args.seed, frozen=FROZEN)
     options = replace(options, decay_from=args.decay_from, lr=args.lr, trunk_lr=args.lr / 10)
-    options = replace(options, mixed_precision="bf16" if has_fast_bfloat16() else "no")
+    options = replace(options, mixed_precision="bf16" if has_fast_bfloat16(resolve_device(None)) else "no")
     config = TextSamConfig.tiny(text_trained=True, image_size=args.size)
     model = TextSamModel(config)
     model.image_encoder.load_trunk(load_file(args.trunk))

@@ -63,7 +63,7 @@ def has_amx() -> bool:
     return bool(supported is not None and supported())
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether bfloat16 products are quicker than float32 ones here: a GPU, or a CPU with AMX or AVX512-BF16."""
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products are quicker than float32 ones: on a GPU, or a CPU with AMX or AVX512-BF16."""
     supported: Any = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return torch.cuda.is_available() or has_amx() or bool(supported is not None and supported())
+    return device.type != "cpu" or has_amx() or bool(supported is not None and supported())
