@@ -4,7 +4,7 @@
         hub.add_folder("org/name", folder)
         ...  # the client with HF_ENDPOINT=hub.endpoint
 
-Repositories are dicts of bytes in memory with one branch; every file is a regular one (no LFS, no Xet).
+Repositories are dicts of bytes in memory with one branch and tags; every file is a regular one (no LFS, no Xet).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class HubServer:
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
+        self.tags: dict[tuple[str, str], dict[str, bytes]] = {}  # (repository, tag) -> its files then
         self.gated: set[str] = set()
         self.status: dict[str, int] = {}  # repository -> HTTP status that each request for it gets
         self.cut: dict[str, int] = {}  # repository -> bytes of each file after which the connection is closed
@@ -53,10 +54,19 @@ class HubServer:
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         self.repos[repo] = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
-    def commit_hash(self, repo: str) -> str:
+    def files(self, repo: str, revision: str | None) -> dict[str, bytes] | None:
+        """The files of a branch, tag or commit; None when there is none of that name."""
+        versions = [files for (name, _), files in self.tags.items() if name == repo] + [self.repos[repo]]
+        commits = {self.commit_hash(files): files for files in versions}
+        return self.tags.get((repo, revision or "main"), commits.get(revision or "main")) or (
+            self.repos[repo] if revision in (None, "main") else None
+        )
+
+    @staticmethod
+    def commit_hash(files: dict[str, bytes]) -> str:
         """40 hex digits that change with the content, as git's do."""
         digest = hashlib.sha1()
-        for name, content in sorted(self.repos[repo].items()):
+        for name, content in sorted(files.items()):
             digest.update(name.encode() + b"\0" + content)
         return digest.hexdigest()
 
@@ -87,10 +97,11 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 self._json({"error": "no such page"}, 404)
             elif self._refused(match["repo"], is_file=resolve is not None):
                 pass
+            elif (files := hub.files(match["repo"], match["revision"])) is None:
+                self._json({"error": "Revision not found"}, 404, {"X-Error-Code": "RevisionNotFound"})
             elif resolve is not None:
-                self._file(resolve["repo"], resolve["file"], with_body)
+                self._file(resolve["repo"], files, resolve["file"], with_body)
             elif api["verb"] == "tree":
-                files = hub.repos[api["repo"]]
                 self._json(
                     [
                         {"type": "file", "path": name, "size": len(content), "oid": _etag(content)}
@@ -101,10 +112,10 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 self._json(
                     {
                         "id": api["repo"],
-                        "sha": hub.commit_hash(api["repo"]),
+                        "sha": hub.commit_hash(files),
                         "private": False,
                         "tags": [],
-                        "siblings": [{"rfilename": name} for name in hub.repos[api["repo"]]],
+                        "siblings": [{"rfilename": name} for name in files],
                     }
                 )
 
@@ -121,9 +132,9 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 return False
             return True
 
-        def _file(self, repo: str, name: str, with_body: bool) -> None:
-            headers = {"X-Repo-Commit": hub.commit_hash(repo)}
-            content = hub.repos[repo].get(name)
+        def _file(self, repo: str, files: dict[str, bytes], name: str, with_body: bool) -> None:
+            headers = {"X-Repo-Commit": hub.commit_hash(files)}
+            content = files.get(name)
             if content is None:
                 self._json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound", **headers})
                 return
@@ -148,6 +159,9 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if url == "/api/repos/create":
                 wanted = json.loads(body)
                 repo = f"{wanted.get('organization') or 'someone'}/{wanted['name']}"
+                if repo in hub.status:
+                    self._json({"error": "set to fail"}, hub.status[repo])
+                    return
                 hub.repos.setdefault(repo, {})
                 self._json({"url": f"{hub.endpoint}/{repo}", "name": repo, "id": repo})
             elif url == "/api/validate-yaml":
@@ -165,7 +179,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 entry = json.loads(line)
                 if entry["key"] == "file":
                     hub.repos[repo][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-            oid = hub.commit_hash(repo)
+            oid = hub.commit_hash(hub.repos[repo])
             self._json({"commitUrl": f"{hub.endpoint}/{repo}/commit/{oid}", "commitOid": oid, "pullRequestUrl": None})
 
         def _body(self) -> bytes:

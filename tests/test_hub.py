@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hub_server import HubServer
@@ -15,6 +17,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from tiny_models import outputs, tiny_model, tiny_transformers_sam, transformers_outputs
 
+import textsam
 from textsam.checkpoints.adapters import load_adapter, save_adapter
 from textsam.checkpoints.hub import download, is_repo_id
 from textsam.checkpoints.loading import load_model
@@ -80,6 +83,117 @@ def test_adapter_by_id(hub: HubServer, tmp_path: Path) -> None:
     hub.repos["org/empty"] = {"README.md": b"nothing"}
     with pytest.raises(FileNotFoundError, match=r"org/empty holds no text_adapter\.safetensors"):
         load_adapter(model, "org/empty")
+
+
+def test_revision_cache_dir_and_local_files_only(hub: HubServer, tmp_path: Path) -> None:
+    """A tag keeps its files when the branch goes on; a cache of one's own serves without asking the Hub."""
+    first, second = tiny_model(seed=1), tiny_model(seed=2)
+    first.save_pretrained(tmp_path / "first")
+    second.save_pretrained(tmp_path / "second")
+    hub.add_folder("org/own", tmp_path / "first")
+    hub.tags["org/own", "v1"] = hub.repos["org/own"]
+    hub.add_folder("org/own", tmp_path / "second")
+    options = {"device": "cpu", "dtype": "float32", "cache_dir": tmp_path / "elsewhere"}
+    for revision, model in ((None, second), ("v1", first), (hub.commit_hash(hub.tags["org/own", "v1"]), first)):
+        loaded = load_model("org/own", revision=revision, **options)
+        assert torch.equal(outputs(loaded)[0], outputs(model)[0])
+    assert not (tmp_path / "cache").exists()
+    hub.requests.clear()
+    loaded = load_model("org/own", revision="v1", local_files_only=True, **options)
+    assert torch.equal(outputs(loaded)[0], outputs(first)[0])
+    assert hub.requests == []
+    with pytest.raises(ConnectionError, match=r"org/own is not \(wholly\) in the local cache, and local_files_only"):
+        load_model("org/own", local_files_only=True)  # the client's own cache is empty
+    with pytest.raises(FileNotFoundError, match="org/own has no branch, tag or commit 'v2'"):
+        load_model("org/own", revision="v2")
+
+
+def test_adapter_at_a_revision(hub: HubServer, tmp_path: Path) -> None:
+    for seed, name in ((1, "old"), (2, "new")):
+        save_adapter(tiny_model(seed=seed, text_trained=True), tmp_path / name)
+        hub.add_folder("org/words", tmp_path / name)
+        hub.tags["org/words", name] = hub.repos["org/words"]
+    tiny_model().save_pretrained(tmp_path / "base")
+    for asked, seed in (("org/words@old", 1), ("org/words@new", 2), ("org/words", 2)):
+        model = load_model(tmp_path / "base", adapter=asked, device="cpu", dtype="float32")
+        weight = tiny_model(seed=seed).prompt_encoder.text_projection.weight
+        assert torch.equal(model.prompt_encoder.text_projection.weight, weight)
+
+
+def test_push_a_model_with_its_card(
+    hub: HubServer, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All that the model needs goes along, and a fresh load finds the same things in a picture."""
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    sam = textsam.load(tiny_folder, device="cpu", dtype="float32")
+    record = {"step": 900, "seconds": 2960, "options": {"lr": 0.0015, "frozen": ["a.", "b."]}}
+    path = tmp_path / "training.json"
+    path.write_text(json.dumps(record))
+    address = textsam.push_to_hub(sam, "org/pushed", training=path)
+    assert address == f"{hub.endpoint}/org/pushed"
+    files = hub.repos["org/pushed"]
+    assert {"config.json", "model.safetensors", "text_encoder/vocabulary.json", "crop_encoder/config.json"} <= set(
+        files
+    )
+    assert json.loads(files["training.json"]) == record
+    card = files["README.md"].decode()
+    assert card.startswith("---\nlibrary_name: textsam\nlicense: apache-2.0\n")
+    for line in ('textsam.load("org/pushed")', "| step | 900 |", "| lr | 0.0015 |", '| frozen | ["a.", "b."] |'):
+        assert line in card
+    again = textsam.load("org/pushed", device="cpu", dtype="float32")
+    photo = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    one, other = (each.predict(photo, boxes=[10, 10, 90, 70], text="cat") for each in (sam, again))
+    assert np.array_equal(one.mask, other.mask)
+    np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-3)  # its text encoder is stored in float16
+
+
+def test_push_an_adapter_of_its_own(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    trained = tiny_model(text_trained=True)
+    textsam.push_adapter(trained, "org/words", card="# Mine\n")
+    assert set(hub.repos["org/words"]) >= {"README.md", "text_adapter.safetensors"}
+    assert "model.safetensors" not in hub.repos["org/words"]
+    assert hub.repos["org/words"]["README.md"] == b"# Mine\n"
+    tiny_model().save_pretrained(tmp_path / "base")
+    loaded = load_model(tmp_path / "base", adapter="org/words", device="cpu", dtype="float32")
+    assert torch.equal(loaded.prompt_encoder.text_projection.weight, trained.prompt_encoder.text_projection.weight)
+    textsam.push_adapter(trained, "org/words")
+    assert b"adapter" in hub.repos["org/words"]["README.md"]
+    assert b"There is no record of it." in hub.repos["org/words"]["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind", "message"),
+    [
+        (
+            "forbidden",
+            PermissionError,
+            r"does not let this account write org/words \(403\): log in with `hf auth login`",
+        ),
+        ("down", ConnectionError, "org/words could not be pushed to http.*refused"),
+        ("offline", ConnectionError, "org/words could not be pushed: HF_HUB_OFFLINE forbids it"),
+        ("bad name", ValueError, "Hub id of the form organisation/name, got 'words'"),
+        ("untrained", ValueError, "text parameters of this model are untrained"),
+        ("bad record", ValueError, "is not a training record in JSON"),
+    ],
+)
+def test_a_failed_push_says_why(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trouble: str, kind: type[Exception], message: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    record = None
+    if trouble == "forbidden":
+        hub.status["org/words"] = 403
+    if trouble == "down":
+        hub.__exit__()
+    if trouble == "offline":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    if trouble == "bad record":
+        record = tmp_path / "record.json"
+        record.write_text("{")
+    model = tiny_model(text_trained=trouble != "untrained")
+    with pytest.raises(kind, match=message):
+        textsam.push_adapter(model, "words" if trouble == "bad name" else "org/words", training=record)
 
 
 def test_another_kind_of_model_is_refused_before_its_weights_come(hub: HubServer) -> None:

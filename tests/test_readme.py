@@ -16,7 +16,16 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 
 # Downloads, runs for minutes, or installs: named in the README, not run here.
-NOT_RUN = ("facebook/", "ViT-B-32", "textsam bench", "textsam evaluate", "textsam demo", "<", "hf-hub:")
+NOT_RUN = (
+    "facebook/",
+    "ViT-B-32",
+    "textsam bench",
+    "textsam evaluate",
+    "textsam demo",
+    "textsam export",
+    "<",
+    "hf-hub:",
+)
 
 
 def blocks(language: str) -> list[str]:
@@ -81,7 +90,7 @@ def test_options_exist(command: str) -> None:
 def test_options_in_the_text_exist() -> None:
     known = {option for command in commands().values() for parameter in command.params for option in parameter.opts}
     text = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
-    assert set(re.findall(r"`(--[a-z-]+)", text)) <= known | {"--help", "--version"}
+    assert set(re.findall(r"`(--[a-z0-9-]+)", text)) <= known | {"--help", "--version"}
 
 
 def test_make_targets_exist() -> None:
@@ -93,11 +102,11 @@ def test_make_targets_exist() -> None:
 
 
 def test_links_to_files_exist() -> None:
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+    for link in re.findall(r"\]\(([^)#:\"]+)\)", README):
         assert (ROOT / link).exists(), link
 
 
-@pytest.mark.parametrize("name", ["segment", "generate", "info", "demo", "bench", "evaluate"])
+@pytest.mark.parametrize("name", ["segment", "generate", "info", "demo", "bench", "evaluate", "export"])
 def test_help(name: str) -> None:
     result = CliRunner().invoke(app, [name, "--help"])
     assert result.exit_code == 0

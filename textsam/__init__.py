@@ -9,13 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from textsam.checkpoints.loading import load
+    from textsam.checkpoints.publishing import push_adapter, push_to_hub
     from textsam.config import TextSamConfig
     from textsam.language.clip import CropEncoder, TextEncoder
     from textsam.model import TextSamModel
     from textsam.predictor import TextSam
 
 __version__ = "0.1.0"
-__all__ = ["CropEncoder", "TextEncoder", "TextSam", "TextSamConfig", "TextSamModel", "__version__", "load"]
+__all__ = [
+    "CropEncoder",
+    "TextEncoder",
+    "TextSam",
+    "TextSamConfig",
+    "TextSamModel",
+    "__version__",
+    "load",
+    "push_adapter",
+    "push_to_hub",
+]
 
 _HOME = {
     "CropEncoder": "textsam.language.clip",
@@ -24,6 +35,8 @@ _HOME = {
     "TextSamConfig": "textsam.config",
     "TextSamModel": "textsam.model",
     "load": "textsam.checkpoints.loading",
+    "push_adapter": "textsam.checkpoints.publishing",
+    "push_to_hub": "textsam.checkpoints.publishing",
 }
 
 

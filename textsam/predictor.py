@@ -61,6 +61,10 @@ class TextSam:
         self.image_size = config.image_size if image_size is None else image_size
         self.pad_to_square = pad_to_square
         self.text_options = text_options or TextPromptOptions()
+        # Encoders of words and crops that travel with the model; None for those that are made on first use.
+        self.carried_encoders = [
+            each if hasattr(each, "save_pretrained") else None for each in (text_encoder, crop_encoder)
+        ]
         # Ranking may use any CLIP; a trained text prompt only the one it was trained with.
         self._words = Words(text_encoder, config.clip_dim if config.text_trained else None, config.clip_name)
         self._ranker = Ranker(self._words, crop_encoder, self._generate, ranking_options or RankingOptions())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from textsam.checkpoints.conversion import check_state_dict
-from textsam.checkpoints.hub import download, is_repo_id
+from textsam.checkpoints.hub import HubOptions, download, is_repo_id
 
 if TYPE_CHECKING:
     from textsam.model import TextSamModel
@@ -66,11 +66,14 @@ def save_adapter(model: TextSamModel, path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def read_adapter(path_or_id: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_adapter(
+    path_or_id: str | os.PathLike[str], hub: HubOptions | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The fields of `TextSamConfig` that an adapter fixes (its CLIP and the form of its projection), and its tensors.
 
     Args:
         path_or_id: a .safetensors file, a folder with `text_adapter.safetensors`, or its Hub id.
+        hub: revision and cache, for a Hub id.
 
     Raises:
         FileNotFoundError, PermissionError, ConnectionError: there is no such file, or it could not be downloaded.
@@ -78,7 +81,7 @@ def read_adapter(path_or_id: str | os.PathLike[str]) -> tuple[dict[str, Any], di
     """
     from safetensors import SafetensorError, safe_open
 
-    file = _find(path_or_id)
+    file = _find(path_or_id, hub)
     try:
         with safe_open(file, framework="pt") as opened:
             header = (opened.metadata() or {}).get(_HEADER)
@@ -100,7 +103,7 @@ def read_adapter(path_or_id: str | os.PathLike[str]) -> tuple[dict[str, Any], di
     return {name: fields[name] for name in _FIELDS}, tensors
 
 
-def _find(path_or_id: str | os.PathLike[str]) -> Path:
+def _find(path_or_id: str | os.PathLike[str], hub: HubOptions | None) -> Path:
     path = Path(path_or_id).expanduser()
     if path.is_file():
         return path
@@ -111,7 +114,7 @@ def _find(path_or_id: str | os.PathLike[str]) -> Path:
                 f"There is no adapter {name!r}: pass a .safetensors file, a folder with {ADAPTER_FILE}, or a Hub id "
                 "(organisation/name)."
             )
-        path = download(name, [ADAPTER_FILE])
+        path = download(name, [ADAPTER_FILE], hub)
     if not (path / ADAPTER_FILE).is_file():
         raise FileNotFoundError(f"{os.fspath(path_or_id)} holds no {ADAPTER_FILE}, so it is not an adapter.")
     return path / ADAPTER_FILE

@@ -34,7 +34,7 @@ from textsam.checkpoints.encoders import (
     small_encoders,
     speaks_clip,
 )
-from textsam.checkpoints.hub import download, is_repo_id
+from textsam.checkpoints.hub import HubOptions, download, is_repo_id
 from textsam.checkpoints.weights_io import WEIGHTS_PATTERNS, read_folder_tensors, read_tensors
 
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> TextSam:
     """Loads a model, ready to predict.
 
@@ -82,6 +85,10 @@ def load(
         device: None: cuda, else mps, else cpu, whichever is there.
         dtype: "float32", "bfloat16", "float16" or torch's; None: bfloat16 on a GPU that has it, and for a ViT on a CPU
             with AMX; float32 otherwise.
+        revision: of the model on the Hub: a branch, tag or commit. An adapter's goes behind its id, "org/name@v1".
+        cache_dir: where files of the Hub are kept; None: the client's own (HF_HOME).
+        local_files_only: take what is in that cache, and ask nobody. A private repository is read with the token of
+            `hf auth login` or HF_TOKEN.
 
     Returns:
         `TextSam`, in eval mode. An open_clip model that only the configuration names is fetched when words or crops are
@@ -101,7 +108,7 @@ def load(
     resolve_dtype(dtype, to_device)  # wrong names are told before anything is fetched
     if clip is not None:
         parse_clip_name(clip)
-    checkpoint = _read(name_or_path, adapter)
+    checkpoint = _read(name_or_path, adapter, HubOptions(revision, cache_dir, local_files_only))
     config = checkpoint.config
     if clip is None:
         encoders = small_encoders(checkpoint.folder, config, to_device) or deferred_encoders(config, to_device)
@@ -120,14 +127,20 @@ def load_model(
     adapter: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> TextSamModel:
     """The model alone, without encoders of words and crops: for training. Arguments and errors as for `load`."""
     to_device = resolve_device(device)
     resolve_dtype(dtype, to_device)
-    return _build(_read(name_or_path, adapter), to_device, dtype)
+    hub = HubOptions(revision, cache_dir, local_files_only)
+    return _build(_read(name_or_path, adapter, hub), to_device, dtype)
 
 
-def _read(name_or_path: str | os.PathLike[str] | None, adapter: str | os.PathLike[str] | None) -> Checkpoint:
+def _read(
+    name_or_path: str | os.PathLike[str] | None, adapter: str | os.PathLike[str] | None, hub: HubOptions
+) -> Checkpoint:
     name = EMBEDDED if name_or_path is None else os.fspath(name_or_path)
     path = Path(name).expanduser()
     if name == EMBEDDED:
@@ -139,7 +152,7 @@ def _read(name_or_path: str | os.PathLike[str] | None, adapter: str | os.PathLik
     elif isinstance(name_or_path, os.PathLike) or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
         raise FileNotFoundError(f"There is no file or folder {name!r}.")
     elif is_repo_id(name):
-        checkpoint = _read_folder(_download(name), name)
+        checkpoint = _read_folder(_download(name, hub), name)
     elif len(path.parts) > 1:
         raise FileNotFoundError(f"There is no folder {name!r}, and it is not a Hub id (organisation/name).")
     else:
@@ -147,7 +160,7 @@ def _read(name_or_path: str | os.PathLike[str] | None, adapter: str | os.PathLik
         full = next((known for known in KNOWN_NAMES if close and known.endswith(close[0])), None)
         hint = f" Did you mean {full!r}?" if full else ""
         raise ValueError(f"There is no model {name!r}.{hint} Accepted are {ACCEPTED}.")
-    return checkpoint if adapter is None else _with_adapter(checkpoint, adapter)
+    return checkpoint if adapter is None else _with_adapter(checkpoint, adapter, hub)
 
 
 def _read_embedded() -> Checkpoint:
@@ -157,15 +170,15 @@ def _read_embedded() -> Checkpoint:
     return _read_folder(folder, EMBEDDED)
 
 
-def _download(repo_id: str) -> Path:
+def _download(repo_id: str, hub: HubOptions) -> Path:
     """The configuration first: a repository of another kind is refused before its gigabytes are fetched."""
-    folder = download(repo_id, ["config.json", ADAPTER_FILE])
+    folder = download(repo_id, ["config.json", ADAPTER_FILE], hub)
     _read_config(folder, repo_id)
     encoders = [f"{TEXT_ENCODER}/*", f"{CROP_ENCODER}/*"]
     safe, pickled = WEIGHTS_PATTERNS
-    folder = download(repo_id, ["config.json", *safe, *encoders])
+    folder = download(repo_id, ["config.json", *safe, *encoders], hub)
     if not any(folder.glob("*.safetensors")):
-        folder = download(repo_id, ["config.json", *pickled, *encoders])
+        folder = download(repo_id, ["config.json", *pickled, *encoders], hub)
     return folder
 
 
@@ -209,9 +222,11 @@ def _read_file(path: Path) -> Checkpoint:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _with_adapter(checkpoint: Checkpoint, adapter: str | os.PathLike[str]) -> Checkpoint:
+def _with_adapter(checkpoint: Checkpoint, adapter: str | os.PathLike[str], hub: HubOptions) -> Checkpoint:
     """The checkpoint with the adapter's text parameters instead of its own, if it had any."""
-    fields, tensors = read_adapter(adapter)
+    path_or_id, _, revision = os.fspath(adapter).partition("@")
+    named = bool(revision) and is_repo_id(path_or_id) and not Path(adapter).exists()
+    fields, tensors = read_adapter(path_or_id if named else adapter, replace(hub, revision=revision if named else None))
     bare = _without_text(checkpoint, {**fields, "text_trained": True})
     source = f"{checkpoint.source} with the adapter {os.fspath(adapter)}"
     return replace(bare, source=source, state_dict={**bare.state_dict, **tensors})

@@ -230,6 +230,20 @@ def bench(
 
 
 @app.command()
+def export(
+    onnx: Annotated[Path, typer.Option("--onnx", metavar="DIR", help="Write ONNX graphs and a script that runs them.")],
+    model: Model = None,
+    adapter: Adapter = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Weights of matrix products in 8 bits.")] = False,
+    time: Annotated[bool, typer.Option("--time", help="Compare results and speed with PyTorch.")] = False,
+) -> None:
+    """Export a model to ONNX: image encoder, text encoder and prompt decoder, for machines without PyTorch."""
+    from textsam.commands.export import run_export
+
+    run_export(onnx, console, errors, model=model, adapter=adapter, int8=int8, time_it=time)
+
+
+@app.command()
 def info(model: Model = None) -> None:
     """Print versions, devices, and the card of a model."""
     from textsam.commands.info import print_info

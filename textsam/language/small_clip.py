@@ -98,14 +98,18 @@ class SmallTextEncoder(nn.Module):
         valid = torch.arange(int(lengths.max()), device=self.device) < lengths[:, None]  # (Q, W)
         x = vectors.new_zeros(*valid.shape, vectors.shape[-1])
         x[valid] = vectors
-        x = x + self.positions[: x.shape[1]]
+        return self.embed_words(x, valid)
+
+    def embed_words(self, vectors: Tensor, valid: Tensor) -> Tensor:
+        """(Q, W, width) vectors of words, the last word first, and (Q, W) bool, which there are -> (Q, D)."""
+        x = vectors + self.positions[: vectors.shape[1]]
         q, k, v = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, -1)
         )
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :])
         x = x + self.proj(attended.transpose(1, 2).flatten(2))
         x = self.final_norm(x + self.mlp(self.norm2(x)))
-        pooled = (x * valid[..., None]).sum(1) / lengths[:, None]
+        pooled = (x * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
         return F.normalize(self.text_projection(pooled).float(), dim=-1)
 
     @torch.no_grad()

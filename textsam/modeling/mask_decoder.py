@@ -96,17 +96,34 @@ class MaskDecoder(nn.Module):
         Returns:
             `MaskPredictions` with M = 3, 1 or 4. Without text the tokens are exactly SAM's.
         """
-        sparse = prompts.sparse_prompt_embeddings
-        count = len(sparse)
-        tokens = self._tokens(sparse, prompts.has_text)
+        kept = {True: slice(1, None), False: slice(0, 1), None: slice(None)}[multimask_output]
+        tokens = self.tokens(prompts.sparse_prompt_embeddings, prompts.has_text)
+        tokens, logits = self.draw(image, image_pe, prompts, tokens, kept, image_index)
+        return MaskPredictions(logits, *self._quality(tokens, kept, prompts))
 
+    def draw(
+        self,
+        image: ImageEmbeddings,
+        image_pe: Tensor,
+        prompts: PromptEmbeddings,
+        tokens: Tensor,
+        kept: slice,
+        image_index: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The transformer and what is drawn after it.
+
+        Args:
+            tokens: (N, T, C), from `tokens`. kept: which masks. The rest: as in `forward`.
+        Returns:
+            tokens (N, T, C) after the exchange with the image, and logits (N, M, 4h, 4w).
+        """
+        count = tokens.shape[0]
         # A dense prompt of batch 1 is the same for all prompts: the image stays one, and its projections in the
         # first layer are computed once however many prompts there are.
         dense = prompts.dense_prompt_embeddings
         embeddings = image.image_embeddings
-        kept = {True: slice(1, None), False: slice(0, 1), None: slice(None)}[multimask_output]
         if self._can_fold(image, prompts, tokens):
-            tokens, logits = decode_in_chunks(
+            return decode_in_chunks(
                 self.transformer,
                 self.output_upscaling,
                 lambda tokens: self._mask_weights(tokens, kept),
@@ -116,8 +133,7 @@ class MaskDecoder(nn.Module):
                 tokens,
                 image_index,
             )
-            return MaskPredictions(logits, *self._quality(tokens, kept, prompts))
-        if len(dense) != 1:
+        if dense.shape[0] != 1:
             embeddings = spread(embeddings, count, image_index)
         mixed = embeddings + dense
         h, w = mixed.shape[-2:]
@@ -133,12 +149,12 @@ class MaskDecoder(nn.Module):
         if self.drawing_head is not None and prompts.drawn_prompts is not None:
             mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
             logits = logits + self.drawing_head(mask_tokens[:, kept], prompts.drawn_prompts.maps)
-        return MaskPredictions(logits, *self._quality(tokens, kept, prompts))
+        return tokens, logits
 
     def _can_fold(self, image: ImageEmbeddings, prompts: PromptEmbeddings, tokens: Tensor) -> bool:
         """Whether the quicker way without gradients applies; it does not know the finer maps."""
         plain = image.high_res_features is None and prompts.drawn_prompts is None
-        inference = is_cpu_inference(tokens) and len(tokens) > 0
+        inference = is_cpu_inference(tokens) and tokens.shape[0] > 0
         return plain and inference and is_foldable(self.transformer, self.output_upscaling, tokens.shape[1])
 
     def _mask_weights(self, tokens: Tensor, kept: slice) -> Tensor:
@@ -154,12 +170,12 @@ class MaskDecoder(nn.Module):
         presence = self.presence_head(tokens[:, -1])[:, 0]
         return iou, presence if prompts.presence_logits is None else presence + prompts.presence_logits
 
-    def _tokens(self, sparse: Tensor, has_text: bool) -> Tensor:
+    def tokens(self, sparse: Tensor, has_text: bool) -> Tensor:
         """[iou, 4 masks, prompts], and the presence token behind them when there is text: (N, T, C)."""
-        fixed = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(len(sparse), -1, -1)
+        fixed = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(sparse.shape[0], -1, -1)
         parts = [fixed, sparse.to(fixed.dtype)]
         if has_text:
-            parts.append(self.presence_token.weight.expand(len(sparse), -1, -1))
+            parts.append(self.presence_token.weight.expand(sparse.shape[0], -1, -1))
         return torch.cat(parts, dim=1)
 
     def _upscale(
@@ -172,12 +188,12 @@ class MaskDecoder(nn.Module):
         skips, drawn = image.high_res_features, prompts.drawn_prompts
         x = up1(image_map)
         if skips is not None:
-            x = x + spread(skips[1], len(x), image_index)
+            x = x + spread(skips[1], x.shape[0], image_index)
         if drawn is not None:
             x = x + drawn.stride8
         x = up2(act1(norm(x)))
         if skips is not None:
-            x = x + spread(skips[0], len(x), image_index)
+            x = x + spread(skips[0], x.shape[0], image_index)
         if drawn is not None:
             x = x + drawn.stride4
         return act2(x)

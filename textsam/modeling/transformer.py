@@ -32,16 +32,16 @@ class Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, image_index: Tensor | None = None) -> Tensor:
         """(N or B, Tq, C), (N or B, Tk, C), (N or B, Tk, C) -> (N, Tq, C); `image_index` (N,) spreads B over N."""
         q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
-        count = (len(q) if len(q) != 1 else len(k)) if image_index is None else len(image_index)
+        count = (q if q.shape[0] != 1 else k).shape[0] if image_index is None else image_index.shape[0]
         q, k, v = (spread(x, count, image_index).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         return self.out_proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 def spread(x: Tensor, count: int, image_index: Tensor | None) -> Tensor:
     """Give per-image rows to each prompt: a view when there is one image, a gather when there are several."""
-    if len(x) == count:
+    if x.shape[0] == count:  # not len(), which torch.export takes for a constant
         return x
-    return x.expand(count, *x.shape[1:]) if image_index is None or len(x) == 1 else x[image_index]
+    return x.expand(count, *x.shape[1:]) if image_index is None or x.shape[0] == 1 else x[image_index]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class TwoWayAttentionBlock(nn.Module):
         queries = self.norm2(queries + self.cross_attn_token_to_image(queries + query_pe, located, keys, image_index))
         queries = self.norm3(queries + self.mlp(queries))
         update = self.cross_attn_image_to_token(located, queries + query_pe, queries, image_index)
-        return queries, self.norm4(spread(keys, len(queries), image_index) + update)
+        return queries, self.norm4(spread(keys, queries.shape[0], image_index) + update)
 
 
 class TwoWayTransformer(nn.Module):
@@ -118,7 +118,7 @@ class TwoWayTransformer(nn.Module):
         """
         queries, keys = tokens, image_tokens
         for layer in self.layers:
-            index = None if len(keys) == len(tokens) else image_index
+            index = None if keys.shape[0] == tokens.shape[0] else image_index
             queries, keys = layer(queries, keys, tokens, image_pe, index)
         attended = self.final_attn_token_to_image(queries + tokens, keys + image_pe, keys)
         return self.norm_final_attn(queries + attended), keys

@@ -1,0 +1,177 @@
+"""Exported graphs in onnxruntime against the model in torch, and the script that needs no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import tiny_model, unit_text
+from typer.testing import CliRunner
+
+import textsam
+from textsam.commands.cli import app
+from textsam.deployment.onnx_export import export_onnx, quantize
+from textsam.deployment.onnx_timing import compare
+
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def load_script(folder: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"segment_{folder.name}", folder / "segment.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[textsam.TextSam, Path]:
+    """The embedded model's structure, by the command."""
+    out = tmp_path_factory.mktemp("onnx")
+    result = CliRunner().invoke(app, ["export", "--onnx", str(out), "--model", str(tiny_folder)])
+    assert result.exit_code == 0, result.output
+    assert "prompt_decoder.onnx" in result.output
+    return textsam.load(tiny_folder, device="cpu", dtype="float32"), out
+
+
+def check_decoder(sam: Any, script: ModuleType, photo: np.ndarray, text: torch.Tensor | None) -> None:
+    """Any number of prompts and points, boxes, a mask, with and without text: all four masks as in torch."""
+    sam.set_image(photo)
+    image, (height, width) = script.encode_image(photo)
+    encoded = sam._image
+    assert encoded.geometry.resized_size_hw == (height, width)
+    model, count = sam.model, 2
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(count, 3, 2, generator=generator) * min(height, width)
+    labels = torch.tensor([[1, 0, 1], [0, 1, -1]])
+    boxes = torch.tensor([[10.0, 12.0, 60.0, 50.0], [4.0, 5.0, 80.0, 70.0]])
+    side = model.config.image_size // 4
+    mask = torch.randn(count, 1, side, side, generator=generator)
+    corners, ends = boxes.reshape(count, 2, 2), torch.tensor([[2, 3]]).expand(count, -1)
+    padding, end = torch.zeros(count, 1, 2), -torch.ones(count, 1, dtype=torch.int64)
+    cases: list[tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]] = [
+        (
+            {"point_coords": points, "point_labels": labels},
+            torch.cat([points, padding], 1),
+            torch.cat([labels, end], 1),
+        ),
+        ({"boxes": boxes}, corners, ends),
+        (
+            {"point_coords": points, "point_labels": labels, "boxes": boxes},
+            torch.cat([points, corners], 1),
+            torch.cat([labels, ends], 1),
+        ),
+        ({"boxes": boxes, "mask_input": mask}, corners, ends),
+        ({"boxes": boxes[:1]}, corners[:1], ends[:1]),
+    ]
+    if text is not None:
+        cases.append(({}, torch.zeros(count, 0, 2), torch.zeros(count, 0, dtype=torch.int64)))
+    for given, coords, kinds in cases:
+        for words in (None, text) if given else (text,):
+            rows = len(coords)
+            asked = given if words is None else {**given, "text_embeddings": words[:rows]}
+            with torch.inference_mode():
+                prompts = model.encode_prompts(encoded.embeddings, **asked)
+                expected = model.decode_masks(encoded.embeddings, prompts, multimask_output=None)
+            tokens = (
+                np.zeros((rows, 0, model.config.clip_dim), np.float32) if words is None else words[:rows, None].numpy()
+            )
+            former = mask.numpy() if "mask_input" in given else None
+            logits, iou, presence = script.decode(image, coords.numpy(), kinds.numpy(), tokens, former)
+            scale = float(np.abs(logits).max())
+            np.testing.assert_allclose(logits, expected.low_res_logits, rtol=0, atol=1e-5 * max(scale, 1))
+            np.testing.assert_allclose(iou, expected.iou_predictions, **TOLERANCE)
+            assert presence.shape == (rows, 0 if words is None else 1)
+            if words is not None:
+                np.testing.assert_allclose(presence[:, 0], expected.presence_logits, **TOLERANCE)
+
+
+def test_mobile_model(exported: tuple[textsam.TextSam, Path], cat_photo: np.ndarray) -> None:
+    sam, folder = exported
+    script = load_script(folder)
+    names = ["cat", "dog"]
+    embeddings = script.encode_texts(names)
+    np.testing.assert_allclose(embeddings, sam.text_encoder.encode(names), **TOLERANCE)
+    check_decoder(sam, script, cat_photo, torch.from_numpy(embeddings))
+
+
+def test_masks_of_words(exported: tuple[textsam.TextSam, Path], cat_photo: np.ndarray) -> None:
+    """The mask of a word alone, on the photo's own pixels, as TextSam reads it."""
+    from textsam.prompting.text_reading import read_texts
+    from textsam.prompting.transforms import masks_at_original_size
+
+    sam, folder = exported
+    script = load_script(folder)
+    image, resized = script.encode_image(cat_photo)
+    texts = script.encode_texts(["cat", "person"])
+    logits, _, _ = script.decode(image, np.zeros((2, 0, 2)), np.zeros((2, 0)), texts[:, None])
+    masks = script.to_masks(logits[:, 0], resized, cat_photo.shape[:2])
+    sam.set_image(cat_photo)
+    with torch.inference_mode():
+        reading = read_texts(sam.model, sam._image.embeddings, sam._image.geometry, torch.from_numpy(texts))
+    expected = masks_at_original_size(reading.region_logits, sam._image.geometry)
+    assert expected.any()
+    assert not expected.all()
+    assert (masks != expected).mean() < 0.002  # the padding's logits bleed over its edge here
+
+
+def test_script_runs_without_torch(exported: tuple[textsam.TextSam, Path], in_tmp: Path, cat_photo: np.ndarray) -> None:
+    _, folder = exported
+    Image.fromarray(cat_photo).save("cat.jpg")
+    code = (
+        "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['segment.py', 'cat.jpg', *sys.argv[2:]]; "
+        f"runpy.run_path({str(folder / 'segment.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "-", "cat", "Zebra"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cat: there with 0.")
+    assert np.asarray(Image.open("cat.png")).shape == cat_photo.shape[:2]
+    done = subprocess.run([sys.executable, "-c", code, "-", "unicorn"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "'unicorn' is not among the 5 names" in done.stderr
+
+
+def test_comparison(exported: tuple[textsam.TextSam, Path]) -> None:
+    encoder, decoder = compare(*exported, prompts=3, rounds=1)
+    for row in (encoder, decoder):
+        assert 0 < row.difference < 1e-4 * row.scale
+        assert min(row.onnx_seconds, row.torch_seconds) > 0
+
+
+def test_vit(tmp_path: Path, cat_photo: np.ndarray) -> None:
+    """SAM's own structure. There is no small text encoder, so embeddings come from elsewhere."""
+    sam = textsam.TextSam(tiny_model(text_trained=True))
+    export_onnx(sam, tmp_path / "float")
+    assert not (tmp_path / "float" / "text_encoder.onnx").exists()
+    check_decoder(sam, load_script(tmp_path / "float"), cat_photo, unit_text())
+
+
+def test_int8(exported: tuple[textsam.TextSam, Path], tmp_path: Path, cat_photo: np.ndarray) -> None:
+    """Smaller files, other numbers, near ones."""
+    _, folder = exported
+    small_folder = tmp_path / "int8"
+    shutil.copytree(folder, small_folder)
+    for name in ("text_encoder.onnx", "prompt_decoder.onnx"):
+        quantize(small_folder / name)
+        # Miniatures are mostly not weights.
+        assert (small_folder / name).stat().st_size < (folder / name).stat().st_size
+    assert sorted(path.name for path in small_folder.iterdir()) == sorted(path.name for path in folder.iterdir())
+    whole, small = (load_script(each).encode_texts(["cat", "dog"]) for each in (folder, small_folder))
+    assert ((whole * small).sum(1) > 0.98).all()
+    assert not np.array_equal(whole, small)
+
+
+def test_missing_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"onnx, onnxscript, onnxruntime: pip install 'textsam\[onnx\]'"):
+        export_onnx(textsam.TextSam(tiny_model()), tmp_path)

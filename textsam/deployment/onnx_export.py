@@ -1,0 +1,162 @@
+"""`textsam export --onnx`: a folder that onnxruntime runs without PyTorch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from textsam.deployment.onnx_modules import OnnxImageEncoder, OnnxPromptDecoder, OnnxTextEncoder, image_parts
+from textsam.language.small_clip import MAX_WORDS, SmallTextEncoder
+from textsam.predictor import TextSam
+
+OPSET = 20
+IMAGE_ENCODER, TEXT_ENCODER, PROMPT_DECODER = "image_encoder.onnx", "text_encoder.onnx", "prompt_decoder.onnx"
+
+
+def export_onnx(
+    sam: TextSam, folder: str | Path, *, int8: bool = False, on_graph: Callable[[str], None] = lambda name: None
+) -> list[Path]:
+    """Writes the graphs, their configuration and a script that uses them, whole or not at all.
+
+    The numbers of prompts N, points K and texts T (0 or 1 for each prompt) are free; the input is the padded square of
+    the model's side, one image at a time. What each graph takes and gives is said in
+    `textsam.deployment.onnx_modules`. Weights are float32 whatever the model's dtype.
+
+    Args:
+        sam: a model with the small text encoder; with another one, or without, text_encoder.onnx is left out and the
+            decoder still takes embeddings of texts, where its text prompt was trained.
+        folder: made when missing; files of the same names are replaced.
+        int8: weights of matrix products in 8 bits (dynamic quantisation); convolutions stay in float32.
+        on_graph: called with the name of each file before it is made.
+    Returns:
+        The files.
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is missing, naming the extra to install.
+    """
+    _require("onnx", "onnxscript", "onnxruntime")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = sam.model.float().cpu()
+    encoder = sam.carried_encoders[0] if model.config.text_trained else None
+    small = encoder.float().cpu() if isinstance(encoder, SmallTextEncoder) else None
+    side = model.config.image_size
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, torch.no_grad():
+        part = Path(scratch)
+        pixels = torch.zeros(1, 3, side, side)
+        parts = image_parts(model.encode_image(pixels))
+        on_graph(IMAGE_ENCODER)
+        names = {"input_names": ["pixel_values"], "output_names": list(parts)}
+        _export(OnnxImageEncoder(model), (pixels,), ({},), part / IMAGE_ENCODER, int8, **names)
+        on_graph(PROMPT_DECODER)
+        _export_decoder(model, parts, part / PROMPT_DECODER, int8)
+        if small is not None:
+            on_graph(TEXT_ENCODER)
+            free = ({0: Dim("queries"), 1: Dim("words"), 2: Dim("grams")},)
+            names = {"input_names": ["ngrams"], "output_names": ["text_embeddings"]}
+            example = torch.tensor([[[1, 2, 3], [4, 5, -1]], [[6, 7, 8], [-1, -1, -1]]])
+            _export(OnnxTextEncoder(small), (example,), free, part / TEXT_ENCODER, int8, **names)
+        (part / "config.json").write_text(json.dumps(_configuration(model.config, list(parts), small), indent=1))
+        shutil.copyfile(str(files("textsam") / "deployment" / "segment.py"), part / "segment.py")
+        written = sorted(part.iterdir())
+        for path in written:
+            path.chmod(0o644)
+            os.replace(path, folder / path.name)
+    return [folder / path.name for path in written]
+
+
+def _export_decoder(model: Any, parts: dict[str, Tensor], path: Path, int8: bool) -> None:
+    """Examples have no axis of 1 that is to be free: the exporter would take it for fixed."""
+    count, points, queries = Dim("prompts"), Dim("points"), Dim("queries")
+    low = 4 * parts["image_embeddings"].shape[-1]
+    examples: dict[str, tuple[Tensor, dict[int, Any]]] = {
+        "point_coords": (torch.rand(2, 3, 2) * model.config.image_size, {0: count, 1: points}),
+        "point_labels": (torch.tensor([[1, 0, -1], [1, 2, 3]]), {0: count, 1: points}),
+        "mask_input": (torch.randn(2, 1, low, low), {0: count}),
+        "has_mask": (torch.tensor([1.0, 0.0]), {0: count}),
+        "text_embeddings": (torch.randn(2, 2, model.config.clip_dim), {0: count, 1: queries}),
+    }
+    tensors, free = zip(*examples.values(), strict=True)
+    _export(
+        OnnxPromptDecoder(model, list(parts)),
+        (list(parts.values()), *tensors),
+        ([{} for _ in parts], *free),
+        path,
+        int8,
+        input_names=[*parts, *examples],
+        output_names=["low_res_logits", "iou_predictions", "presence_logits"],
+    )
+
+
+def _export(
+    module: nn.Module, examples: tuple[Any, ...], free: tuple[Any, ...], path: Path, int8: bool, **names: list[str]
+) -> None:
+    with _quiet():
+        program = torch.onnx.export(
+            module.eval(), examples, dynamo=True, dynamic_shapes=free, opset_version=OPSET, verbose=False, **names
+        )
+        program.save(path)  # type: ignore[union-attr]
+        if int8:
+            quantize(path)
+
+
+def quantize(path: Path) -> None:
+    """The weights of a graph's matrix products to 8 bits, in place; activations are scaled as they come."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    whole = path.with_suffix(".float.onnx")
+    os.replace(path, whole)
+    with _quiet():
+        quantize_dynamic(whole, path, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
+    whole.unlink()
+
+
+def _configuration(config: Any, parts: list[str], text_encoder: SmallTextEncoder | None) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "image_size": config.image_size,
+        "pixel_mean": list(config.pixel_mean),
+        "pixel_std": list(config.pixel_std),
+        "image_outputs": parts,
+        "text_trained": config.text_trained,
+        "clip_name": config.clip_name,
+        "names": {},
+    }
+    if text_encoder is not None:
+        vocabulary = text_encoder.vocabulary
+        names = {name: name for name in vocabulary.names}
+        content |= {"num_buckets": text_encoder.num_buckets, "max_words": MAX_WORDS}
+        content["names"] = {spelling.lower(): name for spelling, name in (vocabulary.aliases | names).items()}
+    return content
+
+
+def _require(*packages: str) -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"ONNX export needs {', '.join(missing)}: pip install 'textsam[onnx]'.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter and the quantiser report on themselves by warnings and on the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

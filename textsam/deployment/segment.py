@@ -1,0 +1,109 @@
+"""From a photo and words to masks with NumPy, onnxruntime and Pillow alone, beside the graphs of `textsam export`.
+
+    python segment.py PHOTO WORD [WORD ...]
+
+writes WORD.png, everything in the photo that WORD names, and prints how likely it is there at all. Simpler than TextSAM
+itself: names must be spelled as in config.json, and a word's instances are one mask, with the decoder's own presence.
+"""
+
+import json
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+HERE = Path(__file__).parent
+SESSIONS: dict = {}
+
+
+def config() -> dict:
+    return json.loads((HERE / "config.json").read_text("utf-8"))
+
+
+def run(graph: str, inputs: dict) -> list:
+    if (HERE, graph) not in SESSIONS:
+        SESSIONS[HERE, graph] = onnxruntime.InferenceSession(str(HERE / graph), providers=["CPUExecutionProvider"])
+    return SESSIONS[HERE, graph].run(None, inputs)
+
+
+def encode_image(photo: np.ndarray) -> tuple[dict, tuple[int, int]]:
+    """(H, W, 3) uint8 RGB -> the encoder's outputs by name, and (height, width) after resizing."""
+    sizes = config()
+    side, scale = sizes["image_size"], sizes["image_size"] / max(photo.shape[:2])
+    h, w = (max(int(n * scale + 0.5), 1) for n in photo.shape[:2])
+    resized = np.asarray(Image.fromarray(photo).resize((w, h), Image.Resampling.BILINEAR), np.float32)
+    pixels = np.zeros((1, 3, side, side), np.float32)
+    pixels[0, :, :h, :w] = ((resized - np.float32(sizes["pixel_mean"])) / np.float32(sizes["pixel_std"])).transpose(
+        2, 0, 1
+    )
+    return dict(zip(sizes["image_outputs"], run("image_encoder.onnx", {"pixel_values": pixels}), strict=True)), (h, w)
+
+
+def encode_texts(texts: list[str]) -> np.ndarray:
+    """Q known names -> (Q, D): each word is its 3- to 5-letter pieces, hashed."""
+    sizes = config()
+    unknown = [text for text in texts if text.lower() not in sizes["names"]]
+    if unknown:
+        raise SystemExit(f"{unknown[0]!r} is not among the {len(sizes['names'])} names in config.json.")
+    rows = []
+    for text in texts:
+        words = [f"<{word}>" for word in reversed(sizes["names"][text.lower()].split()[-sizes["max_words"] :])]
+        pieces = [{word, *(word[i : i + n] for n in (3, 4, 5) for i in range(len(word) - n + 1))} for word in words]
+        rows.append([[zlib.crc32(piece.encode()) % sizes["num_buckets"] for piece in word] for word in pieces])
+    shape = (len(rows), max(map(len, rows)), max(len(word) for row in rows for word in row))
+    ngrams = np.full(shape, -1, np.int64)
+    for q, row in enumerate(rows):
+        for w, word in enumerate(row):
+            ngrams[q, w, : len(word)] = word
+    return run("text_encoder.onnx", {"ngrams": ngrams})[0]
+
+
+def decode(
+    image: dict, coords: np.ndarray, labels: np.ndarray, text: np.ndarray, mask: np.ndarray | None = None
+) -> list:
+    """N objects: coords (N, K, 2) px of the resized photo, labels (N, K) (1 on it, 0 not, 2 and 3 corners of a box, -1
+    once behind points without a box), text (N, 0 or 1, D), mask (N, 1, 4h, 4w) logits -> logits (N, 4, 4h, 4w), single
+    mask first, predicted IoU (N, 4), presence logits (N, 0 or 1)."""
+    side = config()["image_size"] // 4
+    given = np.full(len(coords), mask is not None, np.float32)
+    inputs = {"point_coords": coords.astype(np.float32), "point_labels": labels.astype(np.int64), "has_mask": given}
+    inputs["mask_input"] = np.zeros((len(coords), 1, side, side), np.float32) if mask is None else mask
+    return run("prompt_decoder.onnx", image | inputs | {"text_embeddings": text})
+
+
+def resize(maps: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Bilinear, (..., h, w) -> (..., H, W)."""
+    for axis, size in ((-2, size_hw[0]), (-1, size_hw[1])):
+        old = maps.shape[axis]
+        at = np.clip((np.arange(size, dtype=np.float32) + 0.5) * (old / size) - 0.5, 0, old - 1).astype(np.float32)
+        low, part = at.astype(int), at - at.astype(int)
+        part = part[:, None] if axis == -2 else part
+        maps = maps.take(low, axis) * (1 - part) + maps.take(np.minimum(low + 1, old - 1), axis) * part
+    return maps
+
+
+def to_masks(logits: np.ndarray, resized_hw: tuple[int, int], photo_hw: tuple[int, int]) -> np.ndarray:
+    """(..., 4h, 4w) logits -> (..., H, W) bool on the photo's own pixels."""
+    padded = resize(logits, (4 * logits.shape[-2], 4 * logits.shape[-1]))
+    return resize(padded[..., : resized_hw[0], : resized_hw[1]], photo_hw) > 0
+
+
+def main(photo_path: str, *texts: str) -> None:
+    photo = np.asarray(Image.open(photo_path).convert("RGB"))
+    image, resized_hw = encode_image(photo)
+    none = np.zeros((len(texts), 0, 2)), np.zeros((len(texts), 0))
+    logits, _, presence = decode(image, *none, encode_texts(list(texts))[:, None])
+    for text, mask, score in zip(
+        texts, to_masks(logits[:, 0], resized_hw, photo.shape[:2]), presence[:, 0], strict=True
+    ):
+        Image.fromarray(mask).save(f"{text}.png")
+        sys.stdout.write(f"{text}: there with {1 / (1 + np.exp(-score)):.2f}, {mask.mean():.1%} of the photo\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        raise SystemExit(__doc__)
+    main(*sys.argv[1:])
