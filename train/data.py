@@ -52,6 +52,14 @@ class Sample:
     present: dict[int, Tensor] = field(default_factory=dict)  # name -> (S/4, S/4) union of its instances
     absent: Tensor | None = None  # names known not to be in the picture
     weights: Tensor | None = None  # (S/4, S/4): 0 where nothing is known
+    # What `train.samples` adds.
+    valid_hw: tuple[int, int] | None = None  # the rest, at the bottom and right, is padding
+    labels: list[str | None] = field(default_factory=list)  # of each instance
+    crops: Tensor | None = None  # (G, s, s, 3) uint8, what CLIP is shown of each instance (D.5)
+    coverage: Tensor | None = None  # (G, s, s) in [0, 1], the mask in each crop
+    picture_key: str = ""  # names the picture, and the view of it, in a cache
+    view_key: str = ""
+    seed: int = 0  # of everything that is drawn for this sample later
 
 
 class CocoSamples(Dataset):
@@ -161,16 +169,29 @@ class View:
 
     @classmethod
     def draw(
-        cls, rng: np.random.Generator, height: int, width: int, size: int, scale_range: tuple[float, float]
+        cls,
+        rng: np.random.Generator,
+        height: int,
+        width: int,
+        size: int,
+        scale_range: tuple[float, float],
+        whole_share: float = 0.5,
+        mirror_share: float = 0.5,
     ) -> View:
-        """The whole picture half of the time, else large-scale jitter (Ghiasi et al. 2021)."""
+        """The whole picture half of the time (`whole_share`), else large-scale jitter (Ghiasi et al. 2021)."""
         scale = 1.0
-        if rng.random() < 0.5:
+        if rng.random() < 1 - whole_share:
             scale = float(np.exp(rng.uniform(*np.log(scale_range))))
         ratio = scale * size / max(height, width)
         scaled = (max(1, round(width * ratio)), max(1, round(height * ratio)))
         left, top = (int(rng.integers(0, max(0, side - size) + 1)) for side in scaled)
-        return cls(size, scaled, left, top, bool(rng.random() < 0.5))
+        return cls(size, scaled, left, top, bool(rng.random() < mirror_share))
+
+    @property
+    def valid_hw(self) -> tuple[int, int]:
+        """(height, width) of the part that is picture."""
+        width, height = self.scaled_wh
+        return min(self.size, height - self.top), min(self.size, width - self.left)
 
     def _crop(self, image: Image.Image, resample: Image.Resampling, size: int, fill: int | tuple) -> np.ndarray:
         ratio = size / self.size

@@ -42,3 +42,36 @@ def error_clicks(
     inside_cell = torch.rand(len(logits), 1, 2, generator=generator)
     coords = (torch.stack([column, row], dim=-1) + inside_cell) * stride - 0.5
     return coords, truth.flatten(1).gather(1, index).long()
+
+
+CLICKS = 8  # after the first prompt
+
+
+def click_rounds(clicks: int, generator: torch.Generator) -> list[bool]:
+    """Whether each round after the first brings a click: `clicks` of them, with one round without at a random place
+    among them and one at the end. With 8 clicks that makes the paper's 11 rounds, the first included."""
+    rounds = [True] * clicks
+    if clicks:
+        rounds.insert(int(torch.randint(clicks, (), generator=generator)), False)
+    return [*rounds, False]
+
+
+def uniform_error_clicks(
+    logits: Tensor, targets: Tensor, weights: Tensor, stride: int, draws: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `error_clicks`, by given random numbers, on any device.
+
+    Args:
+        draws: (N, 3) in [0, 1): the cell of the region, and the place inside it.
+    """
+    truth = targets > 0.5
+    wrong = (((logits > 0) != truth) & (weights > 0)).flatten(1)
+    truth = truth.flatten(1)
+    fallback = torch.where(truth.any(1, keepdim=True), truth, torch.ones_like(truth))
+    region = torch.where(wrong.any(1, keepdim=True), wrong, fallback)
+    counts = region.cumsum(1)
+    rank = (draws[:, :1] * counts[:, -1:]).long() + 1  # the rank-th cell of the region
+    index = torch.searchsorted(counts, rank.clamp(max=counts[:, -1:]))
+    row, column = index // logits.shape[-1], index % logits.shape[-1]
+    coords = (torch.stack([column, row], dim=-1) + draws[:, None, 1:]) * stride - 0.5
+    return coords, truth.gather(1, index).long()

@@ -1,138 +1,158 @@
-"""The training loop: accelerate, AdamW, warm-up then constant then decay, EMA, atomic checkpoints, resume.
+"""The training loop: accelerate (one process or DDP), AdamW, EMA, evaluation, atomic checkpoints, resume.
 
-A step is a function of (seed, step number, rank): a resumed run sees the samples and clicks that it would have seen.
+A step is a function of (seed, step number, rank): a resumed run sees the samples, clicks and dropped paths that it
+would have seen.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from torch import Tensor
+from accelerate.utils import DistributedType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from textsam.model import TextSamModel
-from train.data import CocoSamples, collate
-from train.step import TextSamStep
+from train.data import collate
+from train.optimization import LoopOptions, build_optimizer, rate
+from train.run_files import averaged_model, load_checkpoint, save_checkpoint, write_log, write_model
+
+__all__ = ["LoopOptions", "rate", "train"]
+
+Evaluation = Callable[[TextSamModel], dict[str, float]]
 
 
-@dataclass(frozen=True)
-class LoopOptions:
-    """
+def train(
+    step_module: nn.Module,
+    data: Any,
+    options: LoopOptions,
+    out: Path,
+    resume: bool = False,
+    evaluate: Evaluation | None = None,
+) -> None:
+    """Train to the end or to SIGTERM, writing `out/last.pt`, `out/log.jsonl` and the averaged model in `out/model`.
+
     Args:
-        steps: optimiser steps in all. batch_size: pictures per process.
-        lr: of new parts; trunk_lr: of the pretrained trunk. decay_from: share of the steps after which the rate falls
-            linearly to a tenth... to zero at the end.
-        frozen: name prefixes that do not train.
-        stop_after: save and leave after this step, for sessions shorter than the run.
-        ema_decay: of the averaged weights, which are the ones to ship.
+        step_module: holds `model`; its forward takes samples and a generator, and returns losses.
+        data: samples by position (a map-style data set), or a stream with `at(start, rank, world)`.
+        evaluate: figures of a model by name, larger is better for "score"; the best model is kept in `out/best`.
     """
-
-    steps: int = 3000
-    batch_size: int = 8
-    lr: float = 1.5e-3
-    trunk_lr: float = 1.5e-4
-    weight_decay: float = 0.02
-    warmup: int = 60
-    decay_from: float = 0.7
-    clip_norm: float = 5.0
-    ema_decay: float = 0.995
-    mixed_precision: str = "bf16"
-    frozen: tuple[str, ...] = ()
-    trunk: str = "image_encoder.trunk."
-    save_every: int = 100
-    stop_after: int | None = None
-    log_every: int = 20
-    workers: int = 1
-    seed: int = 0
-
-
-def train(step_module: TextSamStep, data: CocoSamples, options: LoopOptions, out: Path, resume: bool = False) -> None:
-    """Train to the end or to SIGTERM, writing `out/last.pt`, `out/log.jsonl` and the averaged model in `out/model`."""
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=options.mixed_precision,
         # A batch without a click never touches the point embeddings.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    if accelerator.distributed_type not in (DistributedType.NO, *_DATA_PARALLEL):
+        raise ValueError(f"training runs in one process or with DDP, not with {accelerator.distributed_type.value}")
     model = step_module.model
     optimizer = build_optimizer(model, options)
-    ema = {name: value.detach().clone().float() for name, value in model.state_dict().items()}
-    start, seconds = 0, 0.0
+    ema = {name: value.detach().clone().float() for name, value in _averaged(model, options).items()}
+    start, seconds, best = 0, 0.0, None
     if resume and (out / "last.pt").exists():
-        start, seconds = load_checkpoint(out / "last.pt", model, optimizer, ema)
+        start, seconds, best = load_checkpoint(out / "last.pt", model, optimizer, ema)
     wrapped, optimizer = accelerator.prepare(step_module, optimizer)
-    loader = DataLoader(
-        data,
+    ema = {name: value.to(accelerator.device) for name, value in ema.items()}
+    rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
+    batches = iter(_loader(data, start, options, rank, world))
+    stop = _stop_on_sigterm()
+    began, sums = time.monotonic() - seconds, _Means()
+    writer = _tensorboard(out, start) if options.tensorboard and main else None
+    wrapped.train()
+    with _progress(options, main) as progress:
+        task = progress.add_task("training", total=options.steps, completed=start)
+        for step in range(start, options.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * rate(step, options)
+            # Some steps draw once for all processes, others each for itself.
+            offset = rank if getattr(step_module, "random_per_process", True) else 0
+            generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step * 101 + offset)
+            for micro in range(options.accumulate):
+                samples = next(batches)
+                last = micro + 1 == options.accumulate
+                torch.manual_seed(((options.seed * 1_000_003 + step) * options.accumulate + micro) * 1009 + rank)
+                if not getattr(step_module, "random_per_process", True):
+                    generator.manual_seed(options.seed * 1_000_003 + step * 101)
+                with nullcontext() if last else accelerator.no_sync(wrapped):
+                    with accelerator.autocast():
+                        results = wrapped(samples, generator)
+                    loss = sum(value for name, value in results.items() if not name.startswith("_"))
+                    accelerator.backward(loss / options.accumulate)
+                sums.add({"loss": loss, **results})
+            norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], options.clip_norm)
+            if torch.isfinite(norm):
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            update_ema(ema, model, min(options.ema_decay, (1 + step) / (10 + step)))
+            sums.add({"norm": norm})
+            leaving = _agree(accelerator, bool(stop)) or step + 1 == options.stop_after
+            done, elapsed = step + 1, time.monotonic() - began
+            if main:
+                if done % options.log_every == 0:
+                    record = sums.take()
+                    _print(progress, write_log(out, {"step": done, "seconds": round(elapsed, 1), **record}))
+                    for name, value in record.items() if writer else ():
+                        writer.add_scalar(name.replace("_", "figures/", 1) if name[0] == "_" else name, value, done)
+                if evaluate is not None and (done % options.eval_every == 0 or done == options.steps):
+                    averaged = averaged_model(model, ema)
+                    figures = evaluate(averaged)
+                    _print(progress, write_log(out, {"step": done, **{f"val_{k}": v for k, v in figures.items()}}))
+                    if best is None or figures["score"] > best:
+                        best = figures["score"]
+                        write_model(
+                            out / "best", averaged, {"step": done, "figures": figures, "options": asdict(options)}
+                        )
+                if done % options.save_every == 0 or done == options.steps or leaving:
+                    save_checkpoint(out, model, optimizer, ema, done, elapsed, options, best)
+            progress.update(task, completed=done)
+            if leaving:
+                break
+    if writer:
+        writer.close()
+    accelerator.wait_for_everyone()
+
+
+_DATA_PARALLEL = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def _averaged(model: TextSamModel, options: LoopOptions) -> dict[str, Tensor]:
+    """What the moving average follows: all, or what trains where most is frozen."""
+    state = model.state_dict()
+    if options.train == "all" and not options.lora_rank:
+        return state
+    return {name: state[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _loader(data: Any, start: int, options: LoopOptions, rank: int, world: int) -> DataLoader:
+    """Batches of the remaining steps of one process."""
+    per_step = options.batch_size * options.accumulate
+    stream = data.at(start * per_step, rank, world) if hasattr(data, "at") else None
+    return DataLoader(
+        data if stream is None else stream,
         batch_size=options.batch_size,
-        sampler=list(sample_indices(start, options, accelerator.process_index, accelerator.num_processes)),
+        sampler=None if stream is not None else list(sample_indices(start, options, rank, world)),
         collate_fn=collate,
-        num_workers=options.workers,
+        # A stream is read in order: two workers would both read all of it.
+        num_workers=options.workers if stream is None else min(options.workers, 1),
         # A SIGTERM to the whole group must not take the samples away before the checkpoint is written.
         worker_init_fn=_ignore_sigterm,
     )
-    stop = _stop_on_sigterm()
-    began, sums = time.monotonic() - seconds, _Means()
-    wrapped.train()
-    for step, samples in enumerate(loader, start=start):
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * rate(step, options)
-        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step * 101 + accelerator.process_index)
-        with accelerator.autocast():
-            results = wrapped(samples, generator)
-        loss = sum(value for name, value in results.items() if not name.startswith("_"))
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), options.clip_norm)
-        if torch.isfinite(norm):
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        update_ema(ema, model, min(options.ema_decay, (1 + step) / (10 + step)))
-        sums.add({"loss": loss, "norm": norm, **results})
-        leaving = bool(stop) or step + 1 == options.stop_after
-        if accelerator.is_main_process:
-            done = step + 1
-            elapsed = time.monotonic() - began
-            if done % options.log_every == 0:
-                write_log(out, {"step": done, "seconds": round(elapsed, 1), **sums.take()})
-            if done % options.save_every == 0 or done == options.steps or leaving:
-                save_checkpoint(out, model, optimizer, ema, done, elapsed, options)
-        if leaving:
-            break
 
 
 def sample_indices(start: int, options: LoopOptions, rank: int, world: int) -> Iterator[int]:
     """The samples of each remaining step for one process."""
-    for step in range(start, options.steps):
-        first = (step * world + rank) * options.batch_size
+    for batch in range(start * options.accumulate, options.steps * options.accumulate):
+        first = (batch * world + rank) * options.batch_size
         yield from range(first, first + options.batch_size)
-
-
-def rate(step: int, options: LoopOptions) -> float:
-    """Warm-up, constant, linear decay to zero: the share of the base learning rate at a step."""
-    falling = options.steps * (1 - options.decay_from)
-    return min(1.0, (step + 1) / options.warmup, (options.steps - step) / max(falling, 1))
-
-
-def build_optimizer(model: TextSamModel, options: LoopOptions) -> torch.optim.Optimizer:
-    """AdamW over what is not frozen; no weight decay on vectors; the trunk at its own rate."""
-    groups: dict[tuple[float, float], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(options.frozen) if options.frozen else True)
-        if parameter.requires_grad:
-            lr = options.trunk_lr if name.startswith(options.trunk) else options.lr
-            decay = options.weight_decay if parameter.ndim > 1 and "embed" not in name else 0.0
-            groups.setdefault((lr, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": p, "lr": lr, "base_lr": lr, "weight_decay": wd} for (lr, wd), p in groups.items()],
-        betas=(0.9, 0.999),
-    )
 
 
 @torch.no_grad()
@@ -142,44 +162,30 @@ def update_ema(ema: dict[str, Tensor], model: TextSamModel, decay: float) -> Non
     torch._foreach_lerp_([ema[n] for n in names], [state[n].float() for n in names], 1 - decay)
 
 
-def save_checkpoint(
-    out: Path, model: TextSamModel, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor], step: int,
-    seconds: float, options: LoopOptions,
-) -> None:  # fmt: skip
-    """`last.pt` to go on from, `model/` to use; each replaces the old one in one move."""
-    out.mkdir(parents=True, exist_ok=True)
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema}
-    torch.save({**state, "step": step, "seconds": seconds}, out / "last.pt.part")
-    os.replace(out / "last.pt.part", out / "last.pt")
-    model.save_pretrained(out / "model.part", state_dict={n: v.to(model.dtype).contiguous() for n, v in ema.items()})
-    (out / "model.part" / "training.json").write_text(
-        json.dumps({"step": step, "seconds": round(seconds), "options": asdict(options)}, indent=1)
-    )
-    (out / "model").mkdir(exist_ok=True)
-    for file in (out / "model.part").iterdir():
-        os.replace(file, out / "model" / file.name)
+def _agree(accelerator: Accelerator, stop: bool) -> bool:
+    """Whether any process was asked to stop: all of them leave after the same step."""
+    if accelerator.num_processes == 1:
+        return stop
+    if stop:
+        accelerator.set_trigger()
+    return accelerator.check_trigger()
 
 
-def load_checkpoint(
-    path: Path, model: TextSamModel, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor]
-) -> tuple[int, float]:
-    """Put a checkpoint back in place; returns the step and the seconds trained."""
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    model.load_state_dict(state["model"])
-    rates = [group["base_lr"] for group in optimizer.param_groups]
-    optimizer.load_state_dict(state["optimizer"])
-    for group, lr in zip(optimizer.param_groups, rates, strict=True):
-        group["base_lr"] = lr
-    ema.update(state["ema"])
-    return state["step"], state["seconds"]
+def _tensorboard(out: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError('tensorboard is not installed: pip install "textsam[train]"') from error
+    return SummaryWriter(str(out / "tensorboard"), purge_step=start)
 
 
-def write_log(out: Path, record: dict[str, float]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({name: round(float(value), 4) for name, value in record.items()})
-    with (out / "log.jsonl").open("a") as file:
-        file.write(line + "\n")
-    print(line, flush=True)
+def _progress(options: LoopOptions, main: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, disable=not (options.progress and main))
+
+
+def _print(progress: Progress, line: str) -> None:
+    progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Means:

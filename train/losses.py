@@ -47,6 +47,24 @@ def dice_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return 1 - (2 * both + 1) / (probability.sum((-1, -2)) + targets.sum((-1, -2)) + 1)
 
 
+def sam_mask_loss(logits: Tensor, targets: Tensor, weights: Tensor, focal: float = 20.0, dice: float = 1.0) -> Tensor:
+    """Focal and dice at the paper's 20 : 1; arguments and result as `focal_loss`."""
+    return focal * focal_loss(logits, targets, weights) + dice * dice_loss(logits, targets, weights)
+
+
+def lowest_loss(losses: Tensor) -> Tensor:
+    """(N, M) losses of M masks -> (N,): only the best of them gets a gradient."""
+    return losses.min(dim=1).values
+
+
+def iou_loss(predicted: Tensor, iou: Tensor) -> Tensor:
+    """Squared error of the predicted IoU, mean over a prompt's masks: (N, M), (N, M) -> (N,).
+
+    All masks count, not the best alone: the prediction has to rank them. The paper does not say.
+    """
+    return (predicted - iou).square().mean(dim=1)
+
+
 def mask_iou(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """IoU of the thresholded masks, without gradient; shapes as `focal_loss`. Two empty masks: 1."""
     counted = weights > 0

@@ -121,7 +121,7 @@ class _NameIndex(dict):
         return super().__getitem__(self.vocabulary.find(name))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with a folder per set")
     parser.add_argument("--names", required=True, help="npz of CLIP text embeddings")
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--max-scale", type=float, default=2.0, help="of the large-scale jitter")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     step, data, options = build(args)
     train(step, data, options, args.out, args.resume)
 

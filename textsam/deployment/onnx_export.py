@@ -101,11 +101,24 @@ def _export_decoder(model: Any, parts: dict[str, Tensor], path: Path, int8: bool
 
 
 def _export(
-    module: nn.Module, examples: tuple[Any, ...], free: tuple[Any, ...], path: Path, int8: bool, **names: list[str]
+    module: nn.Module,
+    examples: tuple[Any, ...],
+    free: tuple[Any, ...],
+    path: Path,
+    int8: bool,
+    input_names: list[str],
+    output_names: list[str],
 ) -> None:
     with _quiet():
         program = torch.onnx.export(
-            module.eval(), examples, dynamo=True, dynamic_shapes=free, opset_version=OPSET, verbose=False, **names
+            module.eval(),
+            examples,
+            dynamo=True,
+            dynamic_shapes=free,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=input_names,
+            output_names=output_names,
         )
         program.save(path)  # type: ignore[union-attr]
         if int8:

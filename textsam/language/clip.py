@@ -216,9 +216,20 @@ class CropEncoder(nn.Module):
                 for mask in masks[start : start + CROP_BATCH_SIZE]
             ]
             crops, coverage = (np.stack(part) for part in zip(*pairs, strict=True))
-            inside = inside_cells(torch.from_numpy(coverage), self.tower.grid_hw).to(self.device)
-            embeddings.append(F.normalize(self.tower.embed_inside(self._normalise(crops), inside).float(), dim=-1))
+            embeddings.append(self.embed_crops(crops, torch.from_numpy(coverage)))
         return torch.cat(embeddings)
+
+    @torch.no_grad()
+    def embed_crops(self, crops: np.ndarray, coverage: Tensor) -> Tensor:
+        """Embed crops that `square_crop` cut, all at once.
+
+        Args:
+            crops: (N, S, S, 3) uint8 RGB, S = `image_size`. coverage: (N, S, S), the masks in them.
+        Returns:
+            (N, D) float32, L2-normalised.
+        """
+        inside = inside_cells(coverage, self.tower.grid_hw).to(self.device)
+        return F.normalize(self.tower.embed_inside(self._normalise(crops), inside).float(), dim=-1)
 
     @torch.no_grad()
     def dense(self, image: np.ndarray) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textsam.modeling.attention import Attention, blocked_attention, score_buffer
-from textsam.modeling.layers import LayerNorm2d, MLPBlock, is_cpu_inference, linear_layer
+from textsam.modeling.layers import LayerNorm2d, MLPBlock, drop_path, is_cpu_inference, linear_layer
 
 
 class PatchEmbed(nn.Module):
@@ -50,6 +50,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = MLPBlock(dim, int(dim * mlp_ratio))
         self.window_size = window_size
+        self.drop_path_rate = 0.0  # training may raise it
 
     def forward(self, x: Tensor, in_place: bool = False) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C).
@@ -63,6 +64,9 @@ class Block(nn.Module):
             return x
         y = self.norm1(x)
         y = self._windowed(y) if self.window_size else self.attn(y)
+        if self.training and self.drop_path_rate:
+            x = x + drop_path(y, self.drop_path_rate)
+            return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate)
         x = x + y
         return x + self.mlp(self.norm2(x))
 

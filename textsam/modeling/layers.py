@@ -52,6 +52,15 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Drops a residual branch of whole samples (axis 0) at this rate, and scales those kept so that the mean stays.
+
+    Source: Huang et al. 2016, *Deep Networks with Stochastic Depth*.
+    """
+    kept = torch.rand(len(x), *(1,) * (x.ndim - 1), device=x.device) >= rate
+    return x * kept / (1 - rate)
+
+
 @cache
 def _fused_dtypes() -> tuple[torch.dtype, ...]:
     """Dtypes whose fused product oneDNN has on this CPU: bfloat16 needs AVX-512."""

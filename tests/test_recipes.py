@@ -1,0 +1,237 @@
+"""Miniatures of the recipes: the loss falls, gradients go where they should, runs resume, two processes equal one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from scenes import write_coco, write_shard
+from test_clip import VIT, tiny_clip
+from tiny_models import tiny_model
+
+from textsam.checkpoints.loading import load_model
+from textsam.language.clip import CropEncoder, TextEncoder
+from textsam.model import TextSamModel
+from train.optimization import LoopOptions, build_optimizer
+from train.readers import open_source
+from train.recipes import RECIPES, Recipe
+from train.run_recipe import load_start, run_recipe, samples_of
+from train.sam_step import SamStep, StepOptions
+from train.stores import CropPrompts
+
+ROOT = Path(__file__).parent.parent
+SIZE, CLIP_DIM = 64, 24
+LOOP = {
+    "batch_size": 2, "accumulate": 1, "warmup": 2, "workers": 0, "mixed_precision": "no", "log_every": 1,
+    "tensorboard": False, "progress": False, "save_every": 100, "lr": 3e-3, "ema_decay": 0.5,
+}  # fmt: skip
+
+
+def miniature(name: str, *, clicks: int = 2, **loop) -> Recipe:
+    """A recipe in small: its own options but for sizes, rates and the number of clicks."""
+    recipe = RECIPES[name]
+    samples = replace(recipe.samples, size=SIZE, instances=2, crop_size=32, scale_range=None, min_side_px=0)
+    step = replace(recipe.step, clicks=clicks)
+    return replace(recipe, samples=samples, step=step, loop=replace(recipe.loop, **{**LOOP, **loop}))
+
+
+def model_of(seed: int = 0) -> TextSamModel:
+    return tiny_model(seed, image_size=SIZE, clip_dim=CLIP_DIM, prompt_dim=32, decoder_heads=2, iou_head_hidden=16)
+
+
+def clip_encoders() -> tuple[TextEncoder, CropEncoder]:
+    clip = tiny_clip(VIT)
+    return TextEncoder(clip, lambda texts: torch.tensor([[len(t), 1] + [0] * 75 for t in texts])), CropEncoder(clip)
+
+
+def run(recipe: Recipe, data: Path, out: Path, **more) -> list[float]:
+    """Trains and returns the loss of every step in the log."""
+    run_recipe(recipe, [open_source(str(data))], out, model=model_of(), encoders=clip_encoders(), **more)
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in records if "loss" in record]
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_miniature_learns(tmp_path: Path, name: str) -> None:
+    data = write_coco(tmp_path / "data")
+    losses = run(miniature(name, steps=24, clicks=1), data, tmp_path / "run")
+    # One token into a random, frozen decoder moves masks but little: there it is presence that is learned.
+    least = 0.99 if RECIPES[name].loop.train == "text" else 0.95
+    assert sum(losses[-6:]) < least * sum(losses[:6])
+    trained = load_model(tmp_path / "run" / "model", dtype="float32")
+    assert trained.config.text_trained
+    if name == "sam-vit-b-text-small-gpu":  # what was kept, and an adapter for the untrained model
+        for kind in ("images", "crops"):
+            assert len(list((tmp_path / "run" / "cache" / kind).glob("*.safetensors"))) == 6
+        model_of().save_pretrained(tmp_path / "start")
+        adapted = load_model(tmp_path / "start", adapter=tmp_path / "run" / "adapter", dtype="float32")
+        assert all(torch.equal(v, trained.state_dict()[k]) for k, v in adapted.state_dict().items())
+
+
+PARTS = {
+    "text": ("prompt_encoder.text_", "mask_decoder.presence_"),
+    "text+decoder": ("prompt_encoder.", "mask_decoder."),
+    "all": ("",),
+    "lora": ("prompt_encoder.", "mask_decoder.", "lora"),
+}
+
+
+@pytest.mark.parametrize("part", list(PARTS))
+def test_gradients_reach_exactly_what_trains(tmp_path: Path, part: str) -> None:
+    data = open_source(str(write_coco(tmp_path / "data")))
+    recipe = miniature("sam-vit-h-text")
+    options = replace(recipe.loop, train="text+decoder" if part == "lora" else part, lora_rank=2 * (part == "lora"))
+    model = model_of()
+    step = SamStep(model, replace(recipe.step, text_share=0.5), crops=CropPrompts(clip_encoders()[1]))
+    build_optimizer(model, options)
+    model.train()
+    samples = samples_of([data], recipe)
+    for position in range(3):
+        torch.manual_seed(position)
+        batch = [samples[2 * position], samples[2 * position + 1]]
+        results = step(batch, torch.Generator().manual_seed(position))
+        sum(value for name, value in results.items() if name[0] != "_").backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    expected = {name for name, p in model.named_parameters() if name.startswith(PARTS[part]) or "lora_" in name}
+    # LoRA starts with B at zero, so that the first step has no gradient for A.
+    # Of the three masks of a lone prompt only the best one learns: the others' layers may have to wait.
+    three = {name for name in expected if re.match(r"mask_decoder\.output_hypernetworks_mlps\.[123]", name)}
+    assert reached - three == {name for name in expected if "lora_A" not in name} - three
+    assert bool(reached & three) == (part != "text")
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == expected
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
+    """With drop path, accumulation and a stream, none of which may notice the interruption."""
+    data = tmp_path / "shards"
+    data.mkdir()
+    for number in range(2):
+        write_shard(data / f"{number}.tar", range(3 * number, 3 * number + 3))
+    recipe = miniature("sam-vit-h-text", steps=4, accumulate=2)
+    whole = run(recipe, data, tmp_path / "whole")
+    run(replace(recipe, loop=replace(recipe.loop, stop_after=2)), data, tmp_path / "parts")
+    assert run(recipe, data, tmp_path / "parts", resume=True) == whole
+    one, other = (load_model(tmp_path / run / "model", dtype="float32").state_dict() for run in ("whole", "parts"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_lora_is_folded_into_what_is_shipped(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "data")
+    recipe = miniature("sam-vit-h-text", steps=2, train="text+decoder", lora_rank=2, lr=0.1)
+    run(recipe, data, tmp_path / "run")
+    start, trained = model_of().state_dict(), load_model(tmp_path / "run" / "model", dtype="float32").state_dict()
+    assert start.keys() == trained.keys()
+    changed = {
+        name for name in start if name.startswith("image_encoder") and not torch.equal(start[name], trained[name])
+    }
+    assert changed == {f"image_encoder.blocks.{i}.attn.{part}.weight" for i in range(2) for part in ("qkv", "proj")}
+
+
+SCRIPT = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from test_recipes import miniature, run
+out, size, accumulate = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+recipe = miniature("sam-vit-h-text", steps=2, batch_size=size, accumulate=accumulate, drop_path=0.0, log_every=2)
+recipe = replace(recipe, step=replace(recipe.step, negatives=0, text_share=0.5))
+run(recipe, Path(sys.argv[4]), out)
+"""
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """The same four pictures a step: in one process, by accumulation, and by DDP. Crops of other pictures as negatives
+    are off, since they depend on who shares a batch; drop path, since each process draws its own."""
+    data = write_coco(tmp_path / "data")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    for name, command, size, accumulate in (
+        ("one", [sys.executable], 4, 1), ("accumulated", [sys.executable], 2, 2), ("two", launch, 2, 1)
+    ):  # fmt: skip
+        arguments = [str(script), str(tmp_path / name), str(size), str(accumulate), str(data)]
+        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, accumulated, two = (
+        load_model(tmp_path / name / "model", dtype="float32").state_dict() for name in ("one", "accumulated", "two")
+    )
+    start = model_of().state_dict()
+    assert any((value - start[name]).abs().max() > 1e-3 for name, value in one.items())
+    for other in (accumulated, two):
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_evaluation_keeps_the_best(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "data")
+    run(miniature("sam-vit-b-text-small-gpu", steps=2, eval_every=1), data, tmp_path / "run", val=data, val_limit=1)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    scores = [line["val_score"] for line in lines if "val_score" in line]
+    record = json.loads((tmp_path / "run" / "best" / "training.json").read_text())
+    assert len(scores) == 2
+    assert record["figures"]["score"] == pytest.approx(max(scores), abs=1e-4)
+    assert load_model(tmp_path / "run" / "best").config.text_trained
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from train.__main__ import main, with_setting
+
+    assert main(["sam-vit-h-text", str(tmp_path / "none"), "--out", str(tmp_path / "o"), "--random-weights"]) == 1
+    assert "There is no data set" in capsys.readouterr().err
+    assert main(["sam-vit-h-text", "x", "--out", str(tmp_path / "o"), "--set", "step.nosie=1"]) == 1
+    assert "there is no option 'step.nosie'; choose from clicks" in capsys.readouterr().err
+    recipe = with_setting(with_setting(RECIPES["sam-vit-h-text"], "step.noise=0.1"), "samples.scale_range=[0.5,2]")
+    assert recipe.step.noise == 0.1
+    assert recipe.samples.scale_range == (0.5, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_full_size_recipes_run(tmp_path: Path, name: str) -> None:
+    """Two steps on random weights of the true shapes, CLIP included: ViT-H takes about 20 GB with its gradients."""
+    import open_clip
+
+    recipe = RECIPES[name]
+    loop = replace(recipe.loop, steps=2, batch_size=1, accumulate=1, workers=0, mixed_precision="no", log_every=1)
+    recipe = replace(
+        recipe,
+        loop=replace(loop, save_every=10, ema_decay=0.0, tensorboard=False),
+        samples=replace(recipe.samples, instances=2, min_side_px=0, scale_range=None),
+        step=replace(recipe.step, negatives=0, name_share=0.0),
+    )
+    clip = CropEncoder(open_clip.create_model("ViT-L-14-336"))
+    source = open_source(str(write_coco(tmp_path / "data", 2)))
+    run_recipe(recipe, [source], tmp_path / "run", model=load_start(recipe, random_weights=True), encoders=(None, clip))
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(losses) == 2
+    assert all(0 < loss < 100 for loss in losses)
+
+
+def test_rates_and_parts_of_the_options() -> None:
+    from train.loop import rate
+    from train.optimization import layers_above
+
+    step = LoopOptions(steps=90_000, warmup=250, schedule="step", milestones=(60_000 / 90_000, 86_666 / 90_000))
+    assert [rate(s, step) for s in (0, 249, 59_999, 60_000, 86_667)] == pytest.approx([1 / 250, 1, 1, 0.1, 0.01])
+    cosine = LoopOptions(steps=110, warmup=10, schedule="cosine")
+    assert [rate(s, cosine) for s in (9, 60, 110)] == pytest.approx([1, 0.5, 0], abs=1e-6)
+    names = ("image_encoder.pos_embed", "image_encoder.blocks.0.x", "image_encoder.blocks.11.x", "image_encoder.neck.0")
+    assert [layers_above(name, 12) for name in names] == [13, 12, 1, 0]
+    groups = build_optimizer(model_of(), LoopOptions(layer_decay=0.5, lr=1.0)).param_groups
+    assert sorted({group["lr"] for group in groups}) == [0.125, 0.25, 0.5, 1.0]
+    assert StepOptions().clicks == 8

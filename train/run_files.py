@@ -1,0 +1,78 @@
+"""What a training run leaves on disk, each file replaced in one move: `last.pt` to go on from, `model/` and `best/` to
+use, `adapter/` where the text prompt alone was trained, `log.jsonl`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textsam.checkpoints.adapters import save_adapter
+from textsam.model import TextSamModel
+from train.optimization import LoopOptions, merge_lora
+
+
+def averaged_model(model: TextSamModel, ema: dict[str, Tensor]) -> TextSamModel:
+    """A copy with the averaged weights, adapters merged, in eval mode: what is shipped."""
+    copied = copy.deepcopy(model)
+    state = copied.state_dict()
+    with torch.no_grad():
+        for name, value in ema.items():
+            state[name].copy_(value)
+    merge_lora(copied)
+    return copied.eval()
+
+
+def save_checkpoint(
+    out: Path, model: TextSamModel, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor], step: int,
+    seconds: float, options: LoopOptions, best: float | None = None,
+) -> None:  # fmt: skip
+    """The files to go on from and to use."""
+    out.mkdir(parents=True, exist_ok=True)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema, "best": best}
+    torch.save({**state, "step": step, "seconds": seconds}, out / "last.pt.part")
+    os.replace(out / "last.pt.part", out / "last.pt")
+    shipped = averaged_model(model, ema)
+    write_model(out / "model", shipped, {"step": step, "seconds": round(seconds), "options": asdict(options)})
+    if options.train == "text":
+        save_adapter(shipped, out / "adapter")
+
+
+def write_model(folder: Path, model: TextSamModel, record: dict[str, Any]) -> None:
+    """A folder that `textsam.load` takes, with the record of its training."""
+    part = folder.with_name(folder.name + ".part")
+    model.save_pretrained(part)
+    (part / "training.json").write_text(json.dumps(record, indent=1))
+    folder.mkdir(exist_ok=True)
+    for file in part.iterdir():
+        os.replace(file, folder / file.name)
+
+
+def load_checkpoint(
+    path: Path, model: TextSamModel, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor]
+) -> tuple[int, float, float | None]:
+    """Put a checkpoint back in place; returns the step, the seconds trained and the best score so far."""
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    model.load_state_dict(state["model"])
+    rates = [group["base_lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state["optimizer"])
+    for group, lr in zip(optimizer.param_groups, rates, strict=True):
+        group["base_lr"] = lr
+    for name, value in state["ema"].items():
+        ema[name] = value.to(ema[name].device)
+    return state["step"], state["seconds"], state.get("best")
+
+
+def write_log(out: Path, record: dict[str, float]) -> str:
+    """Appends a line to `log.jsonl` and returns it."""
+    out.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({name: round(float(value), 4) for name, value in record.items()})
+    with (out / "log.jsonl").open("a") as file:
+        file.write(line + "\n")
+    return line

@@ -1,0 +1,129 @@
+"""From a recipe and data to a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from textsam.config import TextSamConfig
+from textsam.language.clip import CropEncoder, TextEncoder, load_open_clip
+from textsam.model import TextSamModel
+from train.loop import Evaluation, train
+from train.readers import RecordSource
+from train.recipes import Recipe
+from train.sam_step import SamStep
+from train.samples import RecordSamples, StreamSamples
+from train.stores import CropPrompts, TensorStore
+
+RANDOM_SIZES = {
+    "facebook/sam-vit-base": TextSamConfig.sam_vit_b,
+    "facebook/sam-vit-large": TextSamConfig.sam_vit_l,
+    "facebook/sam-vit-huge": TextSamConfig.sam_vit_h,
+}
+
+
+def run_recipe(
+    recipe: Recipe,
+    sources: Sequence[RecordSource],
+    out: Path,
+    *,
+    model: TextSamModel | None = None,
+    encoders: tuple[TextEncoder | None, CropEncoder] | None = None,
+    val: Path | None = None,
+    val_limit: int = 200,
+    resume: bool = False,
+) -> None:
+    """Trains.
+
+    Args:
+        sources: data; a stream has to be the only one.
+        model, encoders: to start from, instead of what the recipe names.
+        val: COCO instances file to evaluate on. val_limit: pictures of it.
+    Raises:
+        FileNotFoundError, ConnectionError, ValueError: the checkpoint or the CLIP is not there, or the data are bad.
+    """
+    if model is None:
+        model = load_start(recipe)
+    if encoders is None and recipe.step.text_share:
+        clip = load_open_clip(recipe.clip)
+        encoders = (TextEncoder(*clip), CropEncoder(clip[0]))
+    if encoders is not None:
+        if encoders[1].embed_dim != model.config.clip_dim:
+            raise ValueError(
+                f"the CLIP has width {encoders[1].embed_dim}, the model's text prompt {model.config.clip_dim}: "
+                "choose the CLIP that the model names"
+            )
+        size = recipe.samples.crop_size
+        if size != encoders[1].image_size:
+            raise ValueError(f"this CLIP takes crops of {encoders[1].image_size} px, but crop_size is {size}")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        for encoder in encoders:
+            if encoder is not None:
+                encoder.to(device)
+        model.config.text_trained = True
+    frozen = recipe.loop.train != "all" and not recipe.loop.lora_rank
+    if recipe.keep_images and (not frozen or recipe.samples.views is None):
+        raise ValueError("image embeddings can be kept only of a frozen encoder and of fixed views (views=)")
+    if recipe.keep_crops and recipe.samples.crop_seeds is None:
+        raise ValueError("embeddings of crops can be kept only of fixed crops (crop_seeds=)")
+    crops = None
+    if encoders is not None:
+        crops = CropPrompts(encoders[1], TensorStore(out / "cache" / "crops") if recipe.keep_crops else None)
+    step = SamStep(
+        model,
+        recipe.step,
+        crops=crops,
+        names=encoders[0] if encoders is not None else None,
+        image_store=TensorStore(out / "cache" / "images") if recipe.keep_images else None,
+    )
+    evaluate = None if val is None else evaluation(val, val_limit, encoders)
+    train(step, samples_of(sources, recipe), recipe.loop, out, resume, evaluate)
+
+
+def load_start(recipe: Recipe, *, random_weights: bool = False) -> TextSamModel:
+    """The model that the recipe starts from; with `random_weights` one of the same shapes, to try the machinery."""
+    name, _, tag = recipe.clip.partition(":")
+    if random_weights:
+        return TextSamModel(RANDOM_SIZES[recipe.init](clip_name=name, clip_pretrained=tag))
+    from textsam.checkpoints.loading import load_model
+
+    return load_model(recipe.init, dtype="float32")
+
+
+def samples_of(sources: Sequence[RecordSource], recipe: Recipe) -> RecordSamples | StreamSamples:
+    """The samples of sources with an index together, or of one stream.
+
+    Raises:
+        ValueError: a stream beside other data.
+    """
+    streams = [source for source in sources if source.is_stream]
+    if not streams:
+        return RecordSamples(sources, recipe.samples)
+    if len(sources) > 1:
+        raise ValueError(f"{streams[0].name} is a stream and has to be the only data; give its other shards with it")
+    return StreamSamples(streams[0], recipe.samples)
+
+
+def evaluation(val: Path, limit: int, encoders: tuple[Any, Any] | None) -> Evaluation:
+    """Box, clicks and, with encoders, text on a COCO file; "score" is the mean of what there is."""
+    from textsam.evaluation.options import EvaluationOptions
+    from textsam.evaluation.scoring import run
+    from textsam.predictor import TextSam
+
+    prompts = ("box", "point", "text", "text+point") if encoders and encoders[0] is not None else ("box", "point")
+    options = EvaluationOptions(prompts=prompts, limit=limit, max_instances=8, clicks=(1, 5), columns=0)
+
+    def evaluate(model: TextSamModel) -> dict[str, float]:
+        predictor = TextSam(model, *(encoders or ()))
+        with torch.random.fork_rng():
+            summary = run(val, predictor, options=options).overall
+        figures = {"box": summary.box, "1_click": summary.clicks.get(1), "5_clicks": summary.clicks.get(5)}
+        if summary.text:
+            figures["text"] = summary.text["miou_classes"]
+        known = {name: value for name, value in figures.items() if value is not None}
+        return {**known, "score": sum(known.values()) / max(len(known), 1)}
+
+    return evaluate

@@ -1,0 +1,80 @@
+"""What frozen networks say of the data, computed once and kept on disk: image embeddings, and CLIP's of crops."""
+
+from __future__ import annotations
+
+import os
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from textsam.language.clip import CropEncoder
+from train.data import Sample
+
+CROP_BATCH_SIZE = 16  # crops at a time, whatever the number of masks
+
+
+class TensorStore:
+    """Named tensors of each picture, in a safetensors file of its own, written whole or not at all.
+
+    Args:
+        folder: made if need be. One folder is for one network and one data set; nothing tells it of another.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _file(self, picture_key: str) -> Path:
+        return self.folder / f"{sha256(picture_key.encode()).hexdigest()[:32]}.safetensors"
+
+    def read(self, picture_key: str) -> dict[str, Tensor]:
+        """What is known of a picture; nothing when it is new, or when its file is damaged (it is made again)."""
+        file = self._file(picture_key)
+        try:
+            return load_file(file) if file.is_file() else {}
+        except SafetensorError:
+            return {}
+
+    def add(self, picture_key: str, tensors: dict[str, Tensor]) -> None:
+        """Keeps more tensors of a picture."""
+        file = self._file(picture_key)
+        part = file.with_suffix(f".part{os.getpid()}")
+        save_file(
+            {name: tensor.contiguous().cpu() for name, tensor in (self.read(picture_key) | tensors).items()}, part
+        )
+        os.replace(part, file)
+
+
+class CropPrompts:
+    """The CLIP embedding of each instance's crop: the prompts of appendix D.5.
+
+    Args:
+        encoder: its image tower. store: keeps embeddings; None: they are computed every time, as they must be when
+            every crop is new (`SampleOptions.crop_seeds` None).
+    """
+
+    def __init__(self, encoder: CropEncoder, store: TensorStore | None = None) -> None:
+        self.encoder, self.store = encoder, store
+
+    @torch.no_grad()
+    def embed(self, sample: Sample) -> Tensor:
+        """(G, D) float32 of unit length, on the encoder's device."""
+        known = self.store.read(sample.picture_key) if self.store else {}
+        names = [key for _, key in sample.keys]
+        missing = [i for i, name in enumerate(names) if name not in known]
+        if missing and (sample.crops is None or sample.coverage is None):
+            raise ValueError("the samples hold no crops: set crop_size of SampleOptions to the CLIP's image size")
+        new = {}
+        for start in range(0, len(missing), CROP_BATCH_SIZE):
+            rows = missing[start : start + CROP_BATCH_SIZE]
+            found = self.encoder.embed_crops(sample.crops[rows].numpy(), sample.coverage[rows])
+            new |= {names[row]: embedding for row, embedding in zip(rows, found, strict=True)}
+        if new and self.store:
+            self.store.add(sample.picture_key, new)
+        device = self.encoder.device
+        embeddings = [(new[name] if name in new else known[name]).to(device) for name in names]
+        return torch.stack(embeddings) if embeddings else torch.zeros(0, self.encoder.embed_dim, device=device)
