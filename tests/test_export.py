@@ -10,15 +10,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from textsam.files.atomic import folder_written_atomically, write_atomically
 from textsam.files.dataset_export import write_dataset
 from textsam.files.export import (
     category_list,
     coco_document,
     draw_overlay,
-    folder_written_atomically,
     image_record,
     record_to_detections,
-    write_atomically,
     write_masks,
 )
 

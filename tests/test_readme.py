@@ -47,6 +47,7 @@ PYTHON = [block for block in blocks("python") if not any(part in block for part 
 def photos(in_tmp: Path, cat_photo: np.ndarray) -> Path:
     """The files that the README's examples name."""
     (in_tmp / "photos").mkdir()
+    (in_tmp / "classes.txt").write_text("cat = cat | kitten\ndog @ 0.5\n!zebra\n")
     for path in ("cat.jpg", "photos/one.jpg", "photos/two.jpg"):
         Image.fromarray(cat_photo).save(in_tmp / path)
     return in_tmp
@@ -106,7 +107,7 @@ def test_links_to_files_exist() -> None:
         assert (ROOT / link).exists(), link
 
 
-@pytest.mark.parametrize("name", ["segment", "generate", "info", "demo", "bench", "evaluate", "export"])
+@pytest.mark.parametrize("name", ["segment", "generate", "info", "demo", "bench", "evaluate", "export", "label"])
 def test_help(name: str) -> None:
     result = CliRunner().invoke(app, [name, "--help"])
     assert result.exit_code == 0

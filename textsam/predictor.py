@@ -6,20 +6,24 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from textsam.files.embedding_cache import DEFAULT_MAX_BYTES, CachedTexts, EmbeddingCache
 from textsam.files.images import read_image
 from textsam.language.words import Words
 from textsam.model import TextSamModel
 from textsam.prompting.answers import answer_geometry, answer_text
 from textsam.prompting.automatic import generate
 from textsam.prompting.automatic_options import AutomaticOptions
+from textsam.prompting.cached_encoding import CachedImageEncoder
 from textsam.prompting.detections import to_detections, to_numpy
 from textsam.prompting.encoded_image import EncodedImage, encode_images
+from textsam.prompting.exemplars import EXEMPLAR_NAME, exemplar_embedding
 from textsam.prompting.prompts import GeometricPrompts, check_geometry, check_texts
 from textsam.prompting.questions import Question, ask, spread_prompts
 from textsam.prompting.ranker import NAMES_NOTICE, Ranker
@@ -67,8 +71,25 @@ class TextSam:
         ]
         # Ranking may use any CLIP; a trained text prompt only the one it was trained with.
         self._words = Words(text_encoder, config.clip_dim if config.text_trained else None, config.clip_name)
-        self._ranker = Ranker(self._words, crop_encoder, self._generate, ranking_options or RankingOptions())
+        self.ranking_options = ranking_options or RankingOptions()
+        self._ranker = Ranker(self._words, crop_encoder, self._generate, self.ranking_options)
         self._image: EncodedImage | None = None
+        self._cached: CachedImageEncoder | None = None
+
+    def use_cache(self, folder: str | Path, max_bytes: int = DEFAULT_MAX_BYTES) -> EmbeddingCache:
+        """Keep the embeddings of photos and texts on disk, so that a second pass with other prompts only decodes.
+
+        Args:
+            folder: made when missing; other processes and other models may share it. Keys are made of the photo's
+                pixels and the model's weights, so nothing stale is ever found.
+            max_bytes: the least recently used embeddings go when the files are larger together.
+        Returns:
+            the cache, which counts its `hits` and `misses`.
+        """
+        cache = EmbeddingCache(folder, max_bytes)
+        self._cached = CachedImageEncoder(cache, self.model, self.image_size, self.pad_to_square)
+        self._words.store = CachedTexts(cache)
+        return cache
 
     @property
     def device(self) -> torch.device:
@@ -110,6 +131,7 @@ class TextSam:
         boxes: Any = None,
         mask_input: Any = None,
         *,
+        exemplar: tuple[Any, Any] | None = None,
         negative_text: str | Sequence[str] | None = None,
         multimask_output: bool = False,
         max_instances: int | None = None,
@@ -129,6 +151,8 @@ class TextSam:
             boxes: (4,) xyxy, (N, 4), or the `sv.Detections` of any detector, whose class names are kept.
             mask_input: logits of a former result, (4h, 4w), (N, 4h, 4w) or (N, 1, 4h, 4w); or bool masks of the photo's
                 size, (H, W) or (N, H, W).
+            exemplar: in the place of text: (image, mask or box), a picture of the thing and where it is in it, as a
+                bool mask (H, W) or xyxy; finds what looks like it, named "exemplar". Needs a trained text prompt.
             negative_text: text alone: what must not be found instead; an instance that fits one of these better goes.
             multimask_output: points, boxes, masks: three masks for each prompt set (whole, part, subpart; N * 3 rows),
                 instead of SAM's single mask.
@@ -145,12 +169,21 @@ class TextSam:
             ValueError, TypeError: a prompt that cannot be meant, saying what is expected, what came, and the mend;
             or as `read_image`. The photo that is set stays set.
         """
+        if exemplar is not None:
+            if any(value is not None for value in (text, points, point_labels, boxes, mask_input)):
+                raise ValueError("Expected exemplar in the place of text, points, boxes and masks, got both: drop one.")
+            text = EXEMPLAR_NAME
         question = ask(
             text, points, point_labels, boxes, mask_input,
             negative_text, multimask_output, max_instances, threshold, return_logits,
         )  # fmt: skip
         encoded = self._current_image() if image is None else None
         pixels = read_image(image) if encoded is None else encoded.pixels
+        if exemplar is not None:
+            like = exemplar_embedding(self.model, self.crop_encoder, exemplar)
+            negatives = self._embed(question.negative_texts) if question.negative_texts else None
+            photo = encoded or self._encode([pixels])[0]
+            return answer_text(self.model, photo, question, like, negatives, self.text_options)
         prompts = self._check(question, self._geometry(pixels) if encoded is None else encoded.geometry)
         return self._answer(encoded or self._encode([pixels])[0], question, prompts)
 
@@ -263,6 +296,8 @@ class TextSam:
         return ImageGeometry.of(pixels.shape[:2], self.image_size, self.model.config.patch_size, self.pad_to_square)
 
     def _encode(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
+        if self._cached is not None:
+            return self._cached(images)
         return encode_images(self.model, images, self.image_size, self.pad_to_square)
 
     def _check(self, question: Question, geometry: ImageGeometry) -> GeometricPrompts | None:

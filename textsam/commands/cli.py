@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from textsam import __version__
 from textsam.commands.options import (
     Adapter,
+    Cache,
     Clip,
     Device,
     Dtype,
@@ -112,6 +113,7 @@ def segment(
     out: Out = Path("out"),
     format: Format = None,
     overwrite: Overwrite = False,
+    cache: Cache = None,
 ) -> None:
     """Segment what words, points, boxes and masks name.
 
@@ -125,6 +127,8 @@ def segment(
     options |= {"text": names or None, "negative_text": parse_names(negative_text, "--negative-text") or None}
     paths = pictures(source)
     sam = load(model, clip=clip, adapter=adapter, device=device, dtype=dtype)
+    if cache is not None:
+        sam.use_cache(cache)
     check_words([*names, *(options["negative_text"] or [])], sam)
     settings = {"command": "segment", "model": [model, clip, adapter, str(sam.model.dtype)], **options}
     settings["mask_input"] = file_stamp(mask)
@@ -178,6 +182,54 @@ def generate(
         return sam.generate(image, **options)
 
     run(paths, out, predict, settings=settings, dataset_format=format, overwrite=overwrite)
+
+
+@app.command()
+def label(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder, glob, COCO .json, .txt of addresses, .parquet, a URL of these (s3://...), or datasets:NAME.",
+        ),
+    ],
+    classes: Annotated[
+        Path, typer.Option("--classes", metavar="FILE", help="One class per line, such as: dog = dog | puppy @ 0.5")
+    ],
+    out: Out = Path("labels"),
+    model: Model = None,
+    clip: Clip = None,
+    adapter: Adapter = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", min=0, max=1, help="Least confidence of classes without their own.")
+    ] = None,
+    max_instances: Annotated[
+        int | None, typer.Option("--max-instances", min=1, help="At most so many objects of each class.")
+    ] = None,
+    cache: Cache = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Pictures of a shard, which a kill loses at most.")] = 500,
+    coco: Annotated[bool, typer.Option(help="Write annotations.json beside the parquet shards.")] = True,
+) -> None:
+    """Label very many pictures: sharded parquet and COCO; started again, it goes on where it stopped."""
+    from textsam.commands.label import run_label
+
+    run_label(
+        source,
+        classes,
+        out,
+        shard_size=shard_size,
+        coco=coco,
+        model=model,
+        clip=clip,
+        adapter=adapter,
+        device=device,
+        dtype=dtype,
+        threshold=threshold,
+        max_instances=max_instances,
+        cache=None if cache is None else str(cache.resolve()),
+    )
 
 
 @app.command()

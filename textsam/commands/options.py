@@ -35,6 +35,12 @@ Format = Annotated[
     typer.Option("--format", help="Also write DIR/dataset in this form.", show_default=False),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Do pictures again that are done.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache", metavar="DIR", help="Keep embeddings there: a second run only decodes.", show_default=False
+    ),
+]
 
 
 def parse_names(values: list[str] | None, option: str) -> list[str]:

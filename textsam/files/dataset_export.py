@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from textsam.files.export import ImageRecord, coco_document, folder_written_atomically, record_to_detections, write_json
+from textsam.files.atomic import folder_written_atomically
+from textsam.files.export import ImageRecord, coco_document, record_to_detections, write_json
 from textsam.files.images import read_image
 
 FORMATS = ("coco", "yolo", "voc")

@@ -1,18 +1,14 @@
 """Results to files: overlay pictures, mask PNGs, COCO annotations, and YOLO, COCO or Pascal VOC datasets.
 
-Every file appears whole or not at all: it is written beside its place under another name and then renamed.
+Every file appears whole or not at all; see `textsam.files.atomic`.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +17,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from textsam.files.atomic import folder_written_atomically, write_atomically
 from textsam.files.images import RgbImage
 from textsam.files.rle import decode_mask, encode_mask
 from textsam.prompting.detections import UNNAMED_CLASS
@@ -43,36 +40,6 @@ class ImageRecord:
     width: int
     height: int
     annotations: list[dict[str, Any]]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader, or a crash, never meets half of it. Missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def folder_written_atomically(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill; when the block ends well it takes the place of `folder`, whose old content goes."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:50]}-"))
-    new, old = temporary / "new", temporary / "old"
-    try:
-        new.mkdir()
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -217,9 +184,3 @@ def _masks(detections: sv.Detections) -> Iterator[np.ndarray]:
 def _file_word(name: str) -> str:
     """A class name as part of a file name."""
     return re.sub(r"[^\w]+", "-", name).strip("-")[:40] or UNNAMED_CLASS
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # there is no way to read it without setting it
-    os.umask(mask)
-    return mask

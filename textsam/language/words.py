@@ -23,6 +23,13 @@ class WordEncoder(Protocol):
         """Q texts -> (Q, D) of unit length."""
 
 
+class TextStore(Protocol):
+    """Keeps what an encoder said of a text; `textsam.files.embedding_cache.CachedTexts` does."""
+
+    def encode(self, encoder: WordEncoder, texts: Sequence[str], /) -> Tensor:
+        """As `encoder.encode(texts)`."""
+
+
 class Words:
     """The embeddings of texts.
 
@@ -30,12 +37,16 @@ class Words:
         encoder: a `WordEncoder`, or a function that makes one when the first text comes; None: there is none.
         width: D that the embeddings must have; None: any.
         owner: name of the CLIP that they must come from, for the error.
+
+    Attributes:
+        store: where embeddings outlive this process; None: nowhere.
     """
 
     def __init__(self, encoder: WordEncoder | Callable[[], WordEncoder] | None, width: int | None, owner: str) -> None:
         self._encoder = encoder
         self._width = width
         self._owner = owner
+        self.store: TextStore | None = None
         self._known: OrderedDict[str, Tensor] = OrderedDict()
 
     @property
@@ -56,7 +67,7 @@ class Words:
             raise ValueError('Expected a model with a text encoder, got none: textsam.load(clip="ViT-B-32:openai").')
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
-            embeddings = encoder.encode(new)
+            embeddings = encoder.encode(new) if self.store is None else self.store.encode(encoder, new)
             if self._width is not None and embeddings.shape[-1] != self._width:
                 raise ValueError(
                     f"Expected text embeddings of width {self._width}, got {embeddings.shape[-1]}: "

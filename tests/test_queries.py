@@ -1,0 +1,102 @@
+"""Class lists: how they are read, and what they find beside plain texts."""
+
+import numpy as np
+import pytest
+import torch
+from miniatures import HashedWords, mobile_miniature
+
+from textsam.language.queries import Query, QueryList, clean_text
+from textsam.predictor import TextSam
+from textsam.prompting.text_options import TextPromptOptions
+from textsam.queries import find_queries
+
+
+def test_reading() -> None:
+    lines = ["# animals", "", "cat", "dog = dog | puppy @ 0.5  # both", " traffic   light. | stoplight", "!Wolf!"]
+    assert QueryList.parse(lines) == QueryList(
+        (
+            Query("cat", ("cat",)),
+            Query("dog", ("dog", "puppy"), 0.5),
+            Query("traffic light", ("traffic light", "stoplight")),
+        ),
+        ("Wolf",),
+    )
+    assert QueryList.parse(lines).class_of_text == [0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "at least one class, got none"),
+        (["!wolf"], "at least one class"),
+        (["dog = | puppy"], r"Line 1 .*'dog = \| puppy'.* empty text"),
+        (["dog @ 2"], r"in \[0, 1\] after @, got '2'"),
+        (["dog @ much"], "got 'much'"),
+        (["cat", "pet = Cat | dog"], "Line 2 .*'Cat' occurs twice"),
+        (["cat", "!cat"], "'cat' occurs twice"),
+        (["a = cat", "A = dog"], "class 'a' occurs twice"),
+    ],
+)
+def test_what_cannot_be_meant(lines: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        QueryList.parse(lines)
+
+
+@pytest.mark.parametrize("text", ["a dog", " a  dog!", '"a dog".', "a\tdog?"])
+def test_punctuation_and_spaces_do_not_matter(text: str) -> None:
+    assert clean_text(text) == "a dog"
+
+
+@pytest.fixture
+def sam() -> TextSam:
+    sam = TextSam(mobile_miniature(), HashedWords())
+    sam.set_image(np.random.default_rng(1).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    return sam
+
+
+def test_plain_classes_are_plain_texts(sam: TextSam) -> None:
+    found = find_queries(sam, None, QueryList.parse(["cat", "dog"]), threshold=0.0)
+    expected = sam.predict(text=["cat", "dog"], threshold=0.0)
+    assert len(found) > 0
+    assert sorted(found.data["class_name"]) == sorted(expected.data["class_name"])
+    np.testing.assert_allclose(sorted(found.confidence), sorted(expected.confidence))
+
+
+class SameWords(HashedWords):
+    """All texts mean the same."""
+
+    def encode(self, texts: list[str]) -> torch.Tensor:
+        return super().encode(["dog"]).expand(len(texts), -1)
+
+
+def test_synonyms_are_one_class_without_repetitions() -> None:
+    sam = TextSam(mobile_miniature(), SameWords(), text_options=TextPromptOptions(same_mask_iou=1.0))
+    sam.set_image(np.random.default_rng(1).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    alone = sam.predict(text="dog", threshold=0.0)
+    each = sam.predict(text=["dog", "puppy", "hound"], threshold=0.0)
+    one = find_queries(sam, None, QueryList.parse(["pet = dog | puppy | hound"]), threshold=0.0)
+    assert len(each) == 3 * len(alone) > 0
+    assert len(one) == len(alone)
+    assert set(one.data["class_name"]) == {"pet"}
+    assert set(one.data["query_text"]) <= {"dog", "puppy", "hound"}
+    np.testing.assert_allclose(sorted(one.confidence), sorted(alone.confidence), atol=1e-6)
+
+
+def test_thresholds_by_class(sam: TextSam) -> None:
+    all_found = find_queries(sam, None, QueryList.parse(["cat", "dog"]), threshold=0.0)
+    middle = float(np.median(all_found.confidence[all_found.class_id == 1]))
+    found = find_queries(sam, None, QueryList.parse(["cat", f"dog @ {middle}"]), threshold=0.0)
+    assert (found.class_id == 0).sum() == (all_found.class_id == 0).sum()
+    assert (found.class_id == 1).sum() == (all_found.confidence[all_found.class_id == 1] >= middle).sum()
+    strict = find_queries(sam, None, QueryList.parse(["cat @ 0", "dog"]))
+    default = sam.predict(text=["cat", "dog"])
+    assert (strict.class_id == 1).sum() <= (default.class_id == 1).sum()
+    assert len(find_queries(sam, None, QueryList.parse(["cat @ 1", "dog @ 1"]))) == 0
+
+
+def test_limits_count_by_class(sam: TextSam) -> None:
+    queries = QueryList.parse(["dog = dog | puppy", "cat"])
+    every = find_queries(sam, None, queries, threshold=0.0)
+    found = find_queries(sam, None, queries, threshold=0.0, max_instances=1)
+    assert list(found.class_id) == sorted(set(every.class_id.tolist()))
+    assert found.confidence.max() == every.confidence.max()

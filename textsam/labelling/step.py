@@ -1,0 +1,106 @@
+"""The one step of labelling: a shard of references in, a shard of results on disk. Every engine runs this step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from textsam.files.export import image_record
+from textsam.files.runs import PICTURE_ERRORS
+from textsam.labelling.shards import RunFolder
+from textsam.labelling.sources import PictureReader, Reference
+from textsam.language.queries import QueryList
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """What determines the results, and what a worker needs to begin; plain values, so that they travel.
+
+    Attributes:
+        model, clip, adapter, device, dtype: as `textsam.load`.
+        classes: the lines of the class list; see `textsam.language.queries`.
+        threshold, max_instances: as `textsam.queries.find_queries`.
+        cache: folder of embeddings; None: none. It does not change the results.
+    """
+
+    classes: tuple[str, ...]
+    model: str | None = None
+    clip: str | None = None
+    adapter: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    threshold: float | None = None
+    max_instances: int | None = None
+    cache: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change between runs into one folder."""
+        return {name: value for name, value in asdict(self).items() if name not in ("device", "cache")}
+
+
+class Labeller:
+    """A loaded model that labels shards.
+
+    Raises:
+        As `textsam.load`; ValueError: the classes are wrong, or hold a word that the model does not know.
+    """
+
+    def __init__(self, settings: LabelSettings) -> None:
+        from textsam.checkpoints.loading import load
+
+        self.settings = settings
+        self.queries = QueryList.parse(settings.classes)
+        self.sam = load(
+            settings.model,
+            clip=settings.clip,
+            adapter=settings.adapter,
+            device=settings.device,
+            dtype=settings.dtype,
+        )
+        if settings.cache is not None:
+            self.sam.use_cache(Path(settings.cache))
+        if self.sam.text_encoder is not None:
+            self.sam.text_encoder.encode([*self.queries.texts, *self.queries.negative_texts])
+        self.reader = PictureReader()
+
+    def label_shard(
+        self, folder: RunFolder, shard: int, on_picture: Callable[[bool], None] = lambda good: None
+    ) -> tuple[int, int]:
+        """Label the pictures of a shard and write it, unless it is there.
+
+        Args:
+            on_picture: told after each picture whether it could be labelled.
+        Returns:
+            numbers of good and of bad pictures.
+        """
+        if folder.is_done(shard):  # by a worker whose answer was lost
+            rows = folder.read_shard(shard)
+        else:
+            rows = []
+            for reference in folder.references(shard):
+                rows.append(self.label(reference))
+                on_picture(rows[-1]["error"] is None)
+            folder.write_shard(shard, rows)
+        bad = sum(row["error"] is not None for row in rows)
+        return len(rows) - bad, bad
+
+    def label(self, reference: Reference) -> dict[str, Any]:
+        """One picture as a row of `result_schema`; an error of the picture is part of the row."""
+        from textsam.queries import find_queries
+
+        row: dict[str, Any] = {**vars(reference), "width": None, "height": None, "annotations": [], "error": None}
+        try:
+            image = self.reader.read(reference)
+            found = find_queries(
+                self.sam,
+                image,
+                self.queries,
+                max_instances=self.settings.max_instances,
+                threshold=self.settings.threshold,
+            )
+            record = image_record(reference.key, image, found)
+        except PICTURE_ERRORS as error:
+            return {**row, "error": " ".join(str(error).split()) or type(error).__name__}
+        return {**row, "width": record.width, "height": record.height, "annotations": record.annotations}

@@ -1,0 +1,76 @@
+"""Classes with synonyms, thresholds and negative words, asked of a photo."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from textsam.language.queries import QueryList
+from textsam.predictor import TextSam
+from textsam.prompting.detections import mask_nms
+
+if TYPE_CHECKING:
+    import supervision as sv
+
+
+def find_queries(
+    sam: TextSam,
+    image: Any,
+    queries: QueryList,
+    *,
+    max_instances: int | None = None,
+    threshold: float | None = None,
+) -> sv.Detections:
+    """Every instance of every class.
+
+    Each synonym is asked on its own, and what several of them find is suppressed within the class by masks, the most
+    confident staying. The mean of their embeddings would be cheaper, but it lies between the senses (a "mouse" of two
+    kinds is neither) and is shorter than any of them, so that its scores no longer mean what thresholds were set for.
+
+    Args:
+        image: the photo; None: the one that is set.
+        queries: classes; a threshold of a class goes before `threshold`.
+        max_instances: for each class, the most confident.
+        threshold: for classes without one of their own; None: the model's default.
+    Returns:
+        as `TextSam.predict`, with class_id and class_name those of the classes, and data["query_text"] the synonym.
+    """
+    options = sam.text_options if sam.model.config.text_trained else sam.ranking_options
+    own = [query.threshold for query in queries.queries]
+    lowest = threshold
+    if any(value is not None for value in own):
+        default = options.confidence_threshold if threshold is None else threshold
+        lowest = min(default if value is None else value for value in own)
+    negatives = list(queries.negative_texts) or None
+    found = sam.predict(image, text=queries.texts, negative_text=negatives, threshold=lowest, return_logits=True)
+    masks = torch.from_numpy(found.data.pop("low_res_logits")) > 0
+    found.data["query_text"] = found.data["class_name"]
+    classes = np.array(queries.class_of_text, dtype=np.int64)[found.class_id]
+    keep = np.ones(len(found), dtype=bool)
+    for number, value in enumerate(own):
+        of_class = classes == number
+        if value is not None:
+            keep[of_class] &= found.confidence[of_class] >= value
+        elif lowest != threshold:  # asked below this class's threshold for the sake of another class
+            least = options.confidence_threshold if threshold is None else threshold
+            keep[of_class] &= found.confidence[of_class] >= least
+            if threshold is None and sam.model.config.text_trained:
+                keep[of_class] &= found.data["presence"][of_class] >= sam.text_options.presence_threshold
+    indices = np.flatnonzero(keep)
+    kept = mask_nms(
+        masks[indices],
+        torch.from_numpy(found.confidence[indices]),
+        options.iou_threshold,
+        options.containment_threshold,
+        torch.from_numpy(classes[indices]),
+    ).numpy()
+    best_first = indices[kept]
+    chosen = [best_first[classes[best_first] == number][:max_instances] for number in range(len(own))]
+    order = np.concatenate([*chosen, np.zeros(0, dtype=np.int64)]).astype(np.int64)
+    result = found[order]
+    result.class_id = classes[order]
+    result.data["class_name"] = np.array([queries.names[number] for number in result.class_id], dtype=str)
+    result.data["prompt_index"] = result.class_id
+    return result
