@@ -15,7 +15,17 @@ from textsam.bench import run
 from textsam.bench_memory import peak_mb
 
 
-def test_table_and_figures(tmp_path: Path) -> None:
+def test_bfloat16_is_left_out_where_the_cpu_lacks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("textsam.bench.has_fast_bfloat16", lambda device: False)
+    console = Console(record=True, width=200, file=StringIO())
+    run("tiny", rounds=1, work="decoder", out=tmp_path / "figures.json", console=console)
+    assert "bfloat16 is left out" in console.export_text()
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert [row["dtype"] for row in rows] == ["float32"] * 2
+
+
+def test_table_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("textsam.bench.has_fast_bfloat16", lambda device: True)  # emulated, "tiny" is quick enough
     path = tmp_path / "figures.json"
     console = Console(record=True, width=200, file=StringIO())
     run("tiny", rounds=2, out=path, console=console)
