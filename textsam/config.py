@@ -29,6 +29,8 @@ class TextSamConfig(PreTrainedConfig):
         similarity_dim: E, the width of both.
         high_res_skips: maps at strides 4 and 8 into the decoder's upscaling ("mobile" only).
         dense_geometry: prompts also drawn as maps; see `GeometryMaps`.
+        fine_masks: masks can be redrawn at the input's full resolution, for the strokes of letters; needs
+            `high_res_skips`. See `FineMasks`.
         text_trained: False when the text parameters are still random, as after loading SAM's own checkpoints.
         pixel_mean, pixel_std: of RGB in 0..255.
     """
@@ -65,6 +67,7 @@ class TextSamConfig(PreTrainedConfig):
         similarity_dim: int = 128,
         high_res_skips: bool = False,
         dense_geometry: bool = False,
+        fine_masks: bool = False,
         text_trained: bool = False,
         pixel_mean: tuple[float, ...] | list[float] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, ...] | list[float] = (58.395, 57.12, 57.375),
@@ -81,6 +84,8 @@ class TextSamConfig(PreTrainedConfig):
         }
         if encoder_type == "vit" and (asked := [name for name, value in mobile_only.items() if value]):
             raise ValueError(f'{" and ".join(asked)} need encoder_type="mobile"; the ViT lacks them.')
+        if fine_masks and not high_res_skips:
+            raise ValueError("fine_masks needs high_res_skips=True: it starts from the map at stride 4.")
         self.encoder_type = encoder_type
         self.image_size = image_size
         self.patch_size = patch_size
@@ -109,6 +114,7 @@ class TextSamConfig(PreTrainedConfig):
         self.similarity_dim = similarity_dim
         self.high_res_skips = high_res_skips
         self.dense_geometry = dense_geometry
+        self.fine_masks = fine_masks
         self.text_trained = text_trained
         self.pixel_mean = list(pixel_mean)
         self.pixel_std = list(pixel_std)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from textsam.config import TextSamConfig
+from textsam.modeling.fine_masks import FineMasks
 from textsam.modeling.image_encoder import ImageEncoderViT
 from textsam.modeling.mask_decoder import MaskDecoder
 from textsam.modeling.mobile_encoder import MobileEncoder
@@ -29,6 +30,7 @@ def build_image_encoder(config: TextSamConfig) -> nn.Module:
             similarity_dim=config.similarity_dim if config.similarity_head else None,
             presence_dim=config.similarity_dim if config.image_presence else None,
             high_res_skips=config.high_res_skips,
+            fine_features=config.fine_masks,
         )
     return ImageEncoderViT(
         img_size=config.image_size,
@@ -81,6 +83,8 @@ class TextSamModel(PreTrainedModel):
             # positions than there are texts. Bias: most names are absent from most places.
             self.similarity_projection = nn.Linear(config.clip_dim, config.similarity_dim, bias=False)
             self.similarity_bias = nn.Parameter(torch.tensor(-3.0))
+        if config.fine_masks:
+            self.fine_masks = FineMasks()
         if config.image_presence:
             self.presence_projection = nn.Linear(config.clip_dim, config.similarity_dim, bias=False)
             self.presence_bias = nn.Parameter(torch.tensor(-3.0))
@@ -127,8 +131,8 @@ class TextSamModel(PreTrainedModel):
             )
         out = self.image_encoder(pixel_values)
         # A plug-in encoder may return the (B, C, h, w) map alone.
-        embeddings, skips, similarity, presence = (out, None, None, None) if isinstance(out, Tensor) else out
-        return ImageEmbeddings(embeddings, (shape[2], shape[3]), skips, similarity, presence)
+        maps = (out,) if isinstance(out, Tensor) else out
+        return ImageEmbeddings(maps[0], (shape[2], shape[3]), *maps[1:])
 
     def encode_prompts(
         self,
@@ -213,6 +217,21 @@ class TextSamModel(PreTrainedModel):
         grid_hw = tuple(image.image_embeddings.shape[-2:])
         image_pe = self.prompt_encoder.pe_layer(grid_hw)[None]
         return self.mask_decoder(image, image_pe, prompts, multimask_output, image_index)
+
+    def refine_masks(self, image: ImageEmbeddings, low_res_logits: Tensor, image_index: Tensor | None = None) -> Tensor:
+        """Masks redrawn at the input's full resolution, along the edges of its colours.
+
+        Args:
+            image: B images of a model whose config has `fine_masks`.
+            low_res_logits: (N, M, 4h, 4w), from `decode_masks`. image_index: (N,) as there.
+        Returns:
+            (N, M, H, W) logits, H x W the input's size; threshold 0.
+        Raises:
+            ValueError: the image has no `fine_features`.
+        """
+        if image.fine_features is None:
+            raise ValueError("image must come from encode_image of a model with fine_masks, but has no fine_features.")
+        return self.fine_masks(image.fine_features, low_res_logits, image_index)
 
     def text_similarity(self, image: ImageEmbeddings, text_embeddings: Tensor, modality: str = "text") -> Tensor | None:
         """Where in the image each text is.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from textsam.config import TextSamConfig
@@ -15,19 +18,39 @@ if TYPE_CHECKING:
     from textsam.language.small_clip import SmallCropEncoder, SmallTextEncoder
 
 logger = logging.getLogger(__name__)
+EMBEDDED = "textsam-tiny"
 # A folder of ours may carry its own small encoders here.
 TEXT_ENCODER, CROP_ENCODER = "text_encoder", "crop_encoder"
+# Or it shares those of the embedded model and adds names: `extra` (E, D), and in its metadata `names` and `aliases`.
+EXTRA_NAMES = "extra_names.safetensors"
+
+
+def packaged_folder(name: str) -> Path:
+    """Where a model that is part of this package lies.
+
+    Raises:
+        FileNotFoundError: this installation lacks it.
+    """
+    folder = Path(str(files("textsam"))) / "weights" / name
+    if not folder.is_dir():
+        raise FileNotFoundError(f"This installation lacks its embedded model ({folder}): install textsam again.")
+    return folder
 
 
 def small_encoders(
     folder: Path | None, config: TextSamConfig, device: torch.device
 ) -> tuple[SmallTextEncoder, SmallCropEncoder] | None:
-    """The small encoders that a model's folder carries; None if it carries none.
+    """The small encoders that a model's folder carries, or shares with the embedded model; None if neither.
 
     Raises:
         FileNotFoundError, ValueError: they are there but incomplete, damaged or of another width than the model's.
     """
-    if folder is None or not (folder / TEXT_ENCODER).is_dir() or not (folder / CROP_ENCODER).is_dir():
+    if folder is None:
+        return None
+    extra = folder / EXTRA_NAMES
+    if extra.is_file():
+        folder = packaged_folder(EMBEDDED)
+    if not (folder / TEXT_ENCODER).is_dir() or not (folder / CROP_ENCODER).is_dir():
         return None
     from safetensors import SafetensorError
 
@@ -36,6 +59,8 @@ def small_encoders(
     try:
         text_encoder = SmallTextEncoder.from_pretrained(folder / TEXT_ENCODER)
         crop_encoder = SmallCropEncoder.from_pretrained(folder / CROP_ENCODER)
+        if extra.is_file():
+            text_encoder = text_encoder.with_names(*read_extra_names(extra))
     except SafetensorError as error:
         raise ValueError(f"The weights of an encoder in {folder} are truncated or no safetensors: {error}.") from error
     if {text_encoder.embed_dim, crop_encoder.embed_dim} != {config.clip_dim}:
@@ -44,6 +69,30 @@ def small_encoders(
             f"(crops), but the model's clip_dim is {config.clip_dim}."
         )
     return text_encoder.to(device), crop_encoder.to(device)
+
+
+def write_extra_names(path: Path, names: Sequence[str], embeddings: Tensor, aliases: Mapping[str, str]) -> None:
+    """Names that a model adds to those of the embedded text encoder; arguments as for `SmallTextEncoder.with_names`."""
+    from safetensors.torch import save_file
+
+    metadata = {"names": json.dumps(list(names)), "aliases": json.dumps(dict(aliases))}
+    save_file({"extra": embeddings.contiguous()}, path, metadata)
+    path.chmod(0o644)
+
+
+def read_extra_names(path: Path) -> tuple[list[str], Tensor, dict[str, str]]:
+    """What `write_extra_names` wrote.
+
+    Raises:
+        ValueError: the file is another one.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        if "extra" not in set(file.keys()) or not {"names", "aliases"} <= metadata.keys():
+            raise ValueError(f'{path} must hold the tensor "extra" and, as metadata, "names" and "aliases".')
+        return json.loads(metadata["names"]), file.get_tensor("extra").float(), json.loads(metadata["aliases"])
 
 
 def deferred_encoders(

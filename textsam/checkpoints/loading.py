@@ -11,7 +11,6 @@ import difflib
 import json
 import os
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +27,12 @@ from textsam.checkpoints.conversion import (
 from textsam.checkpoints.devices import resolve_device, resolve_dtype
 from textsam.checkpoints.encoders import (
     CROP_ENCODER,
+    EMBEDDED,
+    EXTRA_NAMES,
     TEXT_ENCODER,
     deferred_encoders,
     named_encoders,
+    packaged_folder,
     small_encoders,
     speaks_clip,
 )
@@ -44,8 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EMBEDDED", "KNOWN_NAMES", "load", "load_adapter", "load_model", "save_adapter"]
 
-EMBEDDED = "textsam-tiny"
-KNOWN_NAMES = (EMBEDDED, "facebook/sam-vit-base", "facebook/sam-vit-large", "facebook/sam-vit-huge")
+PACKAGED = (EMBEDDED, "textsam-tiny-ocr")
+KNOWN_NAMES = (*PACKAGED, "facebook/sam-vit-base", "facebook/sam-vit-large", "facebook/sam-vit-huge")
 ACCEPTED = (
     f"one of {', '.join(KNOWN_NAMES)}; the Hub id (organisation/name) or folder of a model that TextSAM or "
     "transformers' SamModel saved; or a sam_vit_*.pth in Meta's layout"
@@ -76,7 +78,8 @@ def load(
     """Loads a model, ready to predict.
 
     Args:
-        name_or_path: None: the model embedded in this package, textsam-tiny. facebook/sam-vit-base, -large or -huge:
+        name_or_path: None: the model embedded in this package, textsam-tiny. textsam-tiny-ocr: the one beside it, for
+            written text. facebook/sam-vit-base, -large or -huge:
             Meta's weights from the Hub. A Hub id or a folder of a model that TextSAM or transformers' SamModel saved. A
             `sam_vit_*.pth` of Meta's; sizes are read from its tensors, never from its name.
         clip: encoders of words and crops by open_clip's name and tag, such as "ViT-B-32:openai" or "hf-hub:org/name",
@@ -143,8 +146,8 @@ def _read(
 ) -> Checkpoint:
     name = EMBEDDED if name_or_path is None else os.fspath(name_or_path)
     path = Path(name).expanduser()
-    if name == EMBEDDED:
-        checkpoint = _read_embedded()
+    if name in PACKAGED:
+        checkpoint = _read_folder(packaged_folder(name), name)
     elif path.is_file():
         checkpoint = _read_file(path)
     elif name and path.is_dir():  # "" would be the current folder
@@ -163,18 +166,11 @@ def _read(
     return checkpoint if adapter is None else _with_adapter(checkpoint, adapter, hub)
 
 
-def _read_embedded() -> Checkpoint:
-    folder = Path(str(files("textsam"))) / "weights" / EMBEDDED
-    if not folder.is_dir():
-        raise FileNotFoundError(f"This installation lacks its embedded model ({folder}): install textsam again.")
-    return _read_folder(folder, EMBEDDED)
-
-
 def _download(repo_id: str, hub: HubOptions) -> Path:
     """The configuration first: a repository of another kind is refused before its gigabytes are fetched."""
     folder = download(repo_id, ["config.json", ADAPTER_FILE], hub)
     _read_config(folder, repo_id)
-    encoders = [f"{TEXT_ENCODER}/*", f"{CROP_ENCODER}/*"]
+    encoders = [f"{TEXT_ENCODER}/*", f"{CROP_ENCODER}/*", EXTRA_NAMES]
     safe, pickled = WEIGHTS_PATTERNS
     folder = download(repo_id, ["config.json", *safe, *encoders], hub)
     if not any(folder.glob("*.safetensors")):

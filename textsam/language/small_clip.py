@@ -11,7 +11,7 @@ import functools
 import inspect
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,11 @@ class SmallTextEncoder(nn.Module):
         num_buckets: rows of the n-gram table.
         width: size of a word's vector.
         embed_dim: D.
+        num_extra: the last so many names have fixed vectors of their own, `extra`; see `with_names`.
     Source: Bojanowski et al. 2017, *Enriching Word Vectors with Subword Information* (the n-grams).
     """
+
+    extra: Tensor  # (num_extra, D)
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class SmallTextEncoder(nn.Module):
         num_heads: int = 4,
         mlp_dim: int = 256,
         embed_dim: int = 512,
+        num_extra: int = 0,
     ) -> None:
         super().__init__()
         self.vocabulary = vocabulary
@@ -69,7 +73,10 @@ class SmallTextEncoder(nn.Module):
             "mlp_dim": mlp_dim,
             "embed_dim": embed_dim,
         }
-        self.num_buckets, self.num_heads, self.embed_dim = num_buckets, num_heads, embed_dim
+        if num_extra:
+            self.sizes["num_extra"] = num_extra
+            self.register_buffer("extra", torch.zeros(num_extra, embed_dim))
+        self.num_buckets, self.num_heads, self.embed_dim, self.num_extra = num_buckets, num_heads, embed_dim, num_extra
         self.ngrams = nn.EmbeddingBag(num_buckets, width, mode="mean")
         # Positions count from the last word, where an English name has its noun.
         self.positions = nn.Parameter(0.02 * torch.randn(MAX_WORDS, width))
@@ -125,7 +132,27 @@ class SmallTextEncoder(nn.Module):
             UnknownNameError: a text names nothing in the vocabulary; the message lists close names.
         """
         names = [self.vocabulary.find(text) for text in validate_texts(texts)]
-        return self(names)
+        embeddings = self(names)
+        extra = self.vocabulary.names[len(self.vocabulary) - self.num_extra :]
+        for row, name in enumerate(names):
+            if name in extra:
+                embeddings[row] = F.normalize(self.extra[extra.index(name)].float(), dim=-1)
+        return embeddings
+
+    def with_names(self, names: Sequence[str], embeddings: Tensor, aliases: Mapping[str, str]) -> SmallTextEncoder:
+        """A copy that knows further names, which CLIP's tables lack, by vectors that are looked up.
+
+        Args:
+            embeddings: (E, D) of unit length. aliases: other spelling -> one of the names.
+        """
+        if self.num_extra or embeddings.shape != (len(names), self.embed_dim):
+            raise ValueError(
+                f"names are added once, with a ({len(names)}, {self.embed_dim}) tensor, not {tuple(embeddings.shape)}"
+            )
+        vocabulary = Vocabulary([*self.vocabulary.names, *names], {**self.vocabulary.aliases, **aliases})
+        wider = SmallTextEncoder(vocabulary, **self.sizes, num_extra=len(names))
+        wider.load_state_dict({**self.state_dict(), "extra": embeddings})
+        return wider.eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write sizes, vocabulary and weights (in `dtype`) to a folder."""

@@ -1,0 +1,106 @@
+"""Masks at full resolution, and names that a model adds to those of the embedded text encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import randomize
+from torch.nn import functional as F
+
+import textsam
+from textsam.checkpoints.encoders import EXTRA_NAMES, read_extra_names, write_extra_names
+from textsam.config import TextSamConfig
+from textsam.language.vocabulary import UnknownNameError
+from textsam.model import TextSamModel
+from textsam.prompting.cached_encoding import from_tensors, to_tensors
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return TextSamModel(TextSamConfig.tiny(image_size=SIDE, fine_masks=True)).eval()
+
+
+def pictures(count: int = 3) -> torch.Tensor:
+    return torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+
+
+def logits(count: int, masks: int = 1) -> torch.Tensor:
+    return 3 * torch.randn(count, masks, SIDE // 4, SIDE // 4, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_an_untrained_head_only_enlarges(model: Any) -> None:
+    coarse = logits(3)
+    fine = model.refine_masks(model.encode_image(pictures()), coarse)
+    assert fine.shape == (3, 1, SIDE, SIDE)
+    torch.testing.assert_close(fine, F.interpolate(coarse, scale_factor=4, mode="bilinear", align_corners=False))
+
+
+@torch.no_grad()
+def test_each_prompt_is_redrawn_on_its_own_picture() -> None:
+    model = randomize(TextSamModel(TextSamConfig.tiny(image_size=SIDE, fine_masks=True)))
+    image, coarse = model.encode_image(pictures()), logits(4, masks=2)
+    index = torch.tensor([2, 0, 0, 1])
+    together = model.refine_masks(image, coarse, index)
+    for row, number in enumerate(index.tolist()):
+        alone = model.refine_masks(image.select(number), coarse[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together[1], model.refine_masks(image.select(1), coarse[1:2])[0], atol=1e-2)
+
+
+@torch.no_grad()
+def test_the_features_survive_the_cache(model: Any) -> None:
+    image = model.encode_image(pictures(1))
+    again = from_tensors(to_tensors(image), image.input_size)
+    torch.testing.assert_close(model.refine_masks(again, logits(1)), model.refine_masks(image, logits(1)))
+
+
+def test_models_without_the_head_say_so() -> None:
+    plain = TextSamModel(TextSamConfig.tiny(image_size=SIDE))
+    image = plain.encode_image(pictures(1))
+    assert image.fine_features is None
+    with pytest.raises(ValueError, match="fine_masks, but has no fine_features"):
+        plain.refine_masks(image, logits(1))
+    with pytest.raises(ValueError, match="fine_masks needs high_res_skips=True"):
+        TextSamConfig(fine_masks=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model of ours that shares the embedded encoders and adds two names."""
+    TextSamModel(TextSamConfig.tiny(text_trained=True)).save_pretrained(tmp_path)
+    vectors = F.normalize(torch.randn(2, 512, generator=torch.Generator().manual_seed(0)), dim=-1)
+    write_extra_names(tmp_path / EXTRA_NAMES, ["text", "text line"], vectors, {"writing": "text"})
+    return tmp_path
+
+
+def test_added_names_beside_the_embedded_ones(folder: Path) -> None:
+    names, vectors, aliases = read_extra_names(folder / EXTRA_NAMES)
+    assert (names, aliases) == (["text", "text line"], {"writing": "text"})
+    wider, embedded = textsam.load(folder, device="cpu").text_encoder, textsam.load(device="cpu").text_encoder
+    torch.testing.assert_close(wider.encode(["two text lines", "the writing"]), vectors.flip(0))
+    torch.testing.assert_close(wider.encode(["a dog", "text"])[0], embedded.encode(["a dog"])[0])
+    with pytest.raises(UnknownNameError):
+        embedded.encode(["text line"])
+
+
+def test_added_names_are_saved_with_the_encoder(folder: Path, tmp_path: Path) -> None:
+    encoder = textsam.load(folder, device="cpu").text_encoder
+    encoder.save_pretrained(tmp_path / "saved", dtype=torch.float32)
+    again = type(encoder).from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(again.encode(["text", "cat"]), encoder.encode(["text", "cat"]))
+    with pytest.raises(ValueError, match="names are added once"):
+        encoder.with_names(["word"], torch.zeros(1, 512), {})
+
+
+def test_a_foreign_file_of_names_is_refused(folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"extra": torch.zeros(1, 512)}, folder / EXTRA_NAMES)
+    with pytest.raises(ValueError, match='must hold the tensor "extra" and, as metadata'):
+        textsam.load(folder, device="cpu")
