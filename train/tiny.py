@@ -74,7 +74,7 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
     model.prompt_encoder.modality_means[:] = embeddings.mean(0)
     vocabulary = Vocabulary.load(Path(args.text_encoder) / "vocabulary.json")
     position = {name: i for i, name in enumerate(names)}
-    name_index = _NameIndex(vocabulary, position)
+    name_index = NameIndex(vocabulary, position)
     crops = {}
     if args.crops:
         for key, value in load_file(args.crops).items():
@@ -107,7 +107,7 @@ def start_from(model: TextSamModel, state_dict: dict[str, torch.Tensor]) -> None
         raise ValueError(f"The weights to start from do not fit: {', '.join(wrong)}.")
 
 
-class _NameIndex(dict):
+class NameIndex(dict):
     """Name as annotated -> row of the embedding table, by way of the vocabulary ("tv monitor" is "monitor/tv")."""
 
     def __init__(self, vocabulary: Vocabulary, position: dict[str, int]) -> None:

@@ -1,0 +1,178 @@
+"""Fine-tune a TextSAM on written text: "text", "text stroke", "word", "text line" and "text block" as prompts.
+
+    python -m train.ocr --photos PHOTOS --out runs/ocr                                 synthetic text alone
+    python -m train.ocr --photos PHOTOS --words ICDAR/train.json --out runs/ocr        with real photos
+    python -m train.ocr --words MY/train.json --train text+decoder --out runs/mine     one's own photos alone
+    python -m train.ocr ... --resume
+
+PHOTOS are folders of photos without text, to write on. A words file is COCO: a polygon for each word (four corners,
+clockwise from the top left of the text), `iscrowd` 1 where it cannot be read.
+The result, `OUT/model`, is a folder that `textsam.load` takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import textsam
+from textsam.checkpoints.devices import has_fast_bfloat16, resolve_device
+from textsam.checkpoints.encoders import CROP_ENCODER, EXTRA_NAMES, TEXT_ENCODER, packaged_folder, read_extra_names
+from textsam.checkpoints.loading import PACKAGED
+from textsam.config import TextSamConfig
+from textsam.language.vocabulary import UnknownNameError, Vocabulary
+from textsam.model import TextSamModel
+from train.data import CocoSamples, Source
+from train.level_names import LEVELS
+from train.loop import LoopOptions, train
+from train.step import EmbeddingTable, TextSamStep
+from train.synthetic_text import SyntheticText
+from train.text_data import MixedSamples, SyntheticSamples, WordPhotos
+from train.text_encoder import load_targets
+from train.text_scenes import SceneOptions
+from train.text_step import WrittenTextStep
+from train.tiny import SETS, NameIndex, draw_from
+
+# Of MobileNetV2: the first blocks see edges, and their gradients at high resolution cost more than all the rest.
+FROZEN = tuple(f"image_encoder.trunk.{part}." for part in ("conv0", "block01", "block02", "block03"))
+
+
+def load_start(args: argparse.Namespace) -> tuple[TextSamModel, Tensor, Vocabulary | None]:
+    """The model to start from, the levels' embeddings (5, D) by the encoder that will be asked for them later, and the
+    names that this encoder knows (None: any).
+
+    Raises:
+        ValueError: the encoder does not know the levels.
+    """
+    sam = textsam.load(args.model, clip=args.clip, dtype="float32", device="cpu")
+    encoder = sam.text_encoder
+    if args.levels:
+        encoder = encoder.with_names(*read_extra_names(args.levels))
+    try:
+        levels = encoder.encode(list(LEVELS))
+    except UnknownNameError as error:
+        raise ValueError(
+            f"the text encoder of {args.model} does not know the levels ({error}) Start from textsam-tiny-ocr, or give "
+            "--levels, a file that train.level_names writes."
+        ) from error
+    model = with_fine_masks(sam.model) if args.fine_masks else sam.model
+    return model, levels, getattr(encoder, "vocabulary", None)
+
+
+def with_fine_masks(model: TextSamModel) -> TextSamModel:
+    """The model with a head for strokes at full resolution, which starts afresh where it had none."""
+    if model.config.fine_masks:
+        return model
+    wider = TextSamModel(TextSamConfig.from_dict({**model.config.to_dict(), "fine_masks": True}))
+    fresh = {name: value for name, value in wider.state_dict().items() if "fine_" in name}
+    wider.load_state_dict({**fresh, **model.state_dict()})
+    return wider
+
+
+def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, LoopOptions]:
+    """What `train.loop.train` takes.
+
+    Raises:
+        ValueError: nothing to train on. FileNotFoundError: no photos, or no fonts.
+    """
+    torch.manual_seed(args.seed)
+    model, levels, vocabulary = load_start(args)
+    model.config.text_trained = True
+    mobile = model.config.encoder_type == "mobile"
+    if mobile:
+        model.image_encoder.to(memory_format=torch.channels_last)
+    options = LoopOptions(
+        steps=args.steps,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        trunk_lr=args.trunk_lr if args.trunk_lr is not None else args.lr / 5,
+        train=args.train,
+        frozen=FROZEN if mobile else (),
+        lora_rank=args.lora_rank,
+        decay_from=args.decay_from,
+        seed=args.seed,
+        save_every=args.save_every,
+        stop_after=args.stop_after,
+        mixed_precision="bf16" if has_fast_bfloat16(resolve_device(None)) else "no",
+    )
+    length = options.steps * options.batch_size
+    sets = []
+    if args.photos:
+        scenes = SyntheticText(args.photos, SceneOptions((args.size, args.size)), args.seed)
+        sets.append((SyntheticSamples(scenes, length), args.synthetic_share))
+    for file in args.words or ():
+        sets.append((WordPhotos(file, args.size, length, args.seed), args.words_share))
+    objects = None
+    if args.objects:
+        objects, data = build_objects(args, model, vocabulary, length)
+        sets.append((data, 1))
+    if not args.photos and not args.words:
+        raise ValueError("there is no text to train on: give --photos (synthetic text), --words, or both")
+    step = WrittenTextStep(model, levels, objects)
+    return step, MixedSamples(sets, options.batch_size, length), options
+
+
+def build_objects(
+    args: argparse.Namespace, model: TextSamModel, vocabulary: Vocabulary | None, length: int
+) -> tuple[TextSamStep, CocoSamples]:
+    """Everyday objects by names, boxes and clicks, as in the training of the small model."""
+    if not args.names or vocabulary is None:
+        raise ValueError("--objects needs --names, the npz of CLIP embeddings of their names, and an embedded model")
+    names, embeddings = load_targets(args.names)
+    index = NameIndex(vocabulary, {name: i for i, name in enumerate(names)})
+    root = Path(args.objects)
+    sources = [Source(root / folder, *rest) for folder, *rest in SETS if (root / folder / "train.json").exists()]
+    data = CocoSamples(sources, index, size=args.size, instances=3, seed=args.seed, length=length)
+    table = EmbeddingTable(embeddings, {}, torch.tensor(draw_from(names)), embeddings.mean(0))
+    return TextSamStep(model, table, rounds=1), data
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="textsam-tiny-ocr", help="name, folder or file to start from")
+    parser.add_argument("--clip", help="open_clip's name:tag, for a model without encoders of its own")
+    parser.add_argument("--levels", type=Path, help="names of the levels, for an embedded model that lacks them")
+    parser.add_argument("--fine-masks", action="store_true", help="add the head for strokes at full resolution")
+    parser.add_argument("--photos", nargs="+", help="folders of photos without text, to write on")
+    parser.add_argument("--words", nargs="+", type=Path, help="COCO files with polygons of words")
+    parser.add_argument("--objects", help="folder of sets with names, to keep what the model knew; needs --names")
+    parser.add_argument("--names", help="npz of CLIP text embeddings")
+    parser.add_argument("--synthetic-share", type=int, default=5, help="batches of synthetic text in a row")
+    parser.add_argument("--words-share", type=int, default=1, help="batches of each words file in a row")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--train", choices=("all", "text+decoder", "text"), default="all")
+    parser.add_argument("--lora-rank", type=int, default=0, help="of adapters on a ViT's attention")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--trunk-lr", type=float)
+    parser.add_argument("--decay-from", type=float, default=0.6)
+    parser.add_argument("--size", type=int, default=320, help="side of the training pictures, px")
+    parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--stop-after", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args(arguments)
+    step, data, options = build(args)
+    train(step, data, options, args.out, args.resume)
+    copy_encoders(args, args.out / "model")
+
+
+def copy_encoders(args: argparse.Namespace, folder: Path) -> None:
+    """The embedded encoders, or the names added to them, beside the trained weights."""
+    start = packaged_folder(args.model) if args.model in PACKAGED else Path(args.model)
+    extra = args.levels or start / EXTRA_NAMES
+    if extra.is_file():
+        shutil.copyfile(extra, folder / EXTRA_NAMES)
+        return
+    for name in (TEXT_ENCODER, CROP_ENCODER):
+        if (start / name).is_dir():
+            shutil.copytree(start / name, folder / name, dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    main()
