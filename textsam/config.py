@@ -31,6 +31,8 @@ class TextSamConfig(PreTrainedConfig):
         dense_geometry: prompts also drawn as maps; see `GeometryMaps`.
         fine_masks: masks can be redrawn at the input's full resolution, for the strokes of letters; needs
             `high_res_skips`. See `FineMasks`.
+        text_regions: of a model that finds written text: its levels, tile and rule of shrinking, as
+            `textsam.text_regions.levels.TextRegionConfig` has them; None for any other.
         text_trained: False when the text parameters are still random, as after loading SAM's own checkpoints.
         pixel_mean, pixel_std: of RGB in 0..255.
     """
@@ -68,6 +70,7 @@ class TextSamConfig(PreTrainedConfig):
         high_res_skips: bool = False,
         dense_geometry: bool = False,
         fine_masks: bool = False,
+        text_regions: dict[str, Any] | None = None,
         text_trained: bool = False,
         pixel_mean: tuple[float, ...] | list[float] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, ...] | list[float] = (58.395, 57.12, 57.375),
@@ -115,6 +118,7 @@ class TextSamConfig(PreTrainedConfig):
         self.high_res_skips = high_res_skips
         self.dense_geometry = dense_geometry
         self.fine_masks = fine_masks
+        self.text_regions = text_regions
         self.text_trained = text_trained
         self.pixel_mean = list(pixel_mean)
         self.pixel_std = list(pixel_std)

@@ -31,6 +31,10 @@ from textsam.prompting.ranking import RankingOptions
 from textsam.prompting.text_options import TextPromptOptions
 from textsam.prompting.text_reading import read_texts
 from textsam.prompting.transforms import ImageGeometry
+from textsam.text_regions.answers import answer_levels
+from textsam.text_regions.levels import TextRegionConfig
+from textsam.text_regions.options import TextReadingOptions
+from textsam.text_regions.reader import TextRegionReader
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -46,7 +50,8 @@ class TextSam:
         crop_encoder: masks to CLIP embeddings, or a function that makes it when it is needed; only ranking needs it.
         image_size: side in pixels that photos are resized to; None: the model's own.
         pad_to_square: False encodes photos that are not square without their padding: faster, not bit for bit SAM.
-        text_options: constants of text prompting. ranking_options: those of text by ranking.
+        text_options: constants of text prompting. ranking_options: those of text by ranking. reading_options: those of
+            reading written text.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class TextSam:
         pad_to_square: bool = True,
         text_options: TextPromptOptions | None = None,
         ranking_options: RankingOptions | None = None,
+        reading_options: TextReadingOptions | None = None,
     ) -> None:
         config = model.config
         self.model = model.eval()
@@ -73,6 +79,10 @@ class TextSam:
         self._words = Words(text_encoder, config.clip_dim if config.text_trained else None, config.clip_name)
         self.ranking_options = ranking_options or RankingOptions()
         self._ranker = Ranker(self._words, crop_encoder, self._generate, self.ranking_options)
+        regions = TextRegionConfig.of(config)
+        self.text_reader: TextRegionReader | None = None
+        if regions is not None:
+            self.text_reader = TextRegionReader(model, self._embed, self._tile, regions, reading_options)
         self._image: EncodedImage | None = None
         self._cached: CachedImageEncoder | None = None
 
@@ -179,6 +189,9 @@ class TextSam:
         )  # fmt: skip
         encoded = self._current_image() if image is None else None
         pixels = read_image(image) if encoded is None else encoded.pixels
+        levels = self._levels(question)
+        if levels:
+            return answer_levels(self.text_reader, pixels, levels, question)
         if exemplar is not None:
             like = exemplar_embedding(self.model, self.crop_encoder, exemplar)
             negatives = self._embed(question.negative_texts) if question.negative_texts else None
@@ -231,13 +244,18 @@ class TextSam:
         results = []
         for start in range(0, len(images), size):
             group = range(start, min(start + size, len(images)))
-            pixels, checked = [], []
+            pixels, checked, levels = [], [], []
             for index in group:
                 with _naming(index):
                     pixels.append(read_image(images[index]))
+                    levels.append(self._levels(questions[index]))
                     checked.append(self._check(questions[index], self._geometry(pixels[-1])))
-            for index, encoded, geometric in zip(group, self._encode(pixels), checked, strict=True):
-                results.append(self._answer(encoded, questions[index], geometric))
+            whole = iter(self._encode([photo for photo, asked in zip(pixels, levels, strict=True) if not asked]))
+            for index, photo, geometric, asked in zip(group, pixels, checked, levels, strict=True):
+                if asked:
+                    results.append(answer_levels(self.text_reader, photo, asked, questions[index]))
+                else:
+                    results.append(self._answer(next(whole), questions[index], geometric))
         return results
 
     @torch.inference_mode()
@@ -299,6 +317,20 @@ class TextSam:
         if self._cached is not None:
             return self._cached(images)
         return encode_images(self.model, images, self.image_size, self.pad_to_square)
+
+    def _tile(self, tile: np.ndarray) -> EncodedImage:
+        """A square part of a photo, encoded at its own size."""
+        side = tile.shape[0]
+        if self._cached is not None:
+            return self._cached.at_side(side)([tile])[0]
+        return encode_images(self.model, [tile], side)[0]
+
+    def _levels(self, question: Question) -> list[str]:
+        """The levels of written text that are asked for, if this model reads any and nothing else is asked."""
+        geometric = (question.points, question.point_labels, question.boxes, question.mask_input)
+        if self.text_reader is None or any(prompt is not None for prompt in geometric):
+            return []
+        return self.text_reader.levels_asked(question.texts)
 
     def _check(self, question: Question, geometry: ImageGeometry) -> GeometricPrompts | None:
         """The rest of the checks, for which the photo's size is needed; also that all words are known."""

@@ -255,8 +255,19 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write scores.json and cases.png there.")
     ] = None,
+    ocr: Annotated[
+        bool, typer.Option("--ocr", help="Score written text instead: words, lines, ink, beside two classical finders.")
+    ] = False,
 ) -> None:
     """Score a model on COCO-format data: boxes, simulated clicks, words, words with a click, absence."""
+    if ocr:
+        from textsam.commands.ocr import run_evaluation as run_ocr_evaluation
+
+        if prompts:
+            raise typer.BadParameter("does not go with --ocr, which asks for all levels.", param_hint="--prompts")
+        sam = load(model, clip=clip, adapter=adapter, device=device, dtype=dtype)
+        run_ocr_evaluation(data, sam, model_name=model, images=images, out=out, limit=limit)
+        return
     from textsam.evaluation.scoring import EvaluationOptions
     from textsam.evaluation.scoring import run as run_evaluation
 

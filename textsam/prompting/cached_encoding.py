@@ -29,6 +29,13 @@ class CachedImageEncoder:
         self.revision = module_revision(
             model.image_encoder, side, pad_to_square, list(config.pixel_mean), list(config.pixel_std), str(model.dtype)
         )
+        self._other_sides: dict[int, CachedImageEncoder] = {}
+
+    def at_side(self, side: int) -> CachedImageEncoder:
+        """The same for pictures of another side, padded to a square: tiles of a large picture."""
+        if side not in self._other_sides:
+            self._other_sides[side] = CachedImageEncoder(self.cache, self.model, side, True)
+        return self._other_sides[side]
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
         """B times (H, W, 3) uint8 RGB -> B encoded photos, bit for bit those that the encoder gave."""

@@ -1,0 +1,139 @@
+"""The written text that is truly in a picture: words with transcripts, lines, ink, and what does not count.
+
+Read from COCO files whose categories are levels of text ("word", "text line", "text stroke", "text"; a file with the
+one category "text", such as ICDAR's words in COCO form, holds words). An annotation with `iscrowd` or `ignore` 1,
+`legible` false or the transcript `###` is a region that does not count. Ink may also lie beside the pictures as masks,
+white on black: `strokes/NAME.png` for `images/NAME.jpg`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from textsam.files.coco import CocoDataset, CocoImage, load_coco
+from textsam.files.images import read_image
+from textsam.files.rle import decode_mask, segmentation_to_rle
+from textsam.text_regions.quads import quad_around
+
+UNREADABLE = "###"
+
+
+@dataclass
+class TrueText:
+    """What is written in one picture.
+
+    Attributes:
+        words, lines: polygons (K, 2) xy; word_texts: the transcripts of the words, "" where there is none.
+        ignored_words, ignored_lines: polygons that do not count.
+        strokes: (H, W) bool, the ink; None where the file does not say.
+        ignored_pixels: (H, W) bool, where the ink is not known; None: nowhere.
+        is_text_free: there is no text at all, legible or not.
+    """
+
+    words: list[np.ndarray] = field(default_factory=list)
+    word_texts: list[str] = field(default_factory=list)
+    ignored_words: list[np.ndarray] = field(default_factory=list)
+    lines: list[np.ndarray] = field(default_factory=list)
+    ignored_lines: list[np.ndarray] = field(default_factory=list)
+    strokes: np.ndarray | None = None
+    ignored_pixels: np.ndarray | None = None
+    is_text_free: bool = False
+
+
+@dataclass(frozen=True)
+class TextDataset:
+    """A COCO file of text regions.
+
+    Attributes:
+        coco: its pictures, and what was wrong.
+        levels: those that it speaks of.
+        annotations: image id -> its annotations as they are in the file, with the level under "level".
+    """
+
+    coco: CocoDataset
+    levels: frozenset[str]
+    annotations: dict[int | str, list[dict[str, Any]]]
+
+    def truth(self, image: CocoImage) -> TrueText:
+        """What is written in a picture. Annotations that `load_coco` found wrong are left out."""
+        annotations = self.annotations.get(image.id, [])
+        size_hw = (image.height, image.width)
+        truth = TrueText(is_text_free=not annotations)
+        for level, good, ignored in (
+            ("word", truth.words, truth.ignored_words),
+            ("text line", truth.lines, truth.ignored_lines),
+        ):
+            for annotation in annotations:
+                if annotation["level"] != level:
+                    continue
+                polygon = polygon_of(annotation["segmentation"], size_hw)
+                (ignored if does_not_count(annotation) else good).append(polygon)
+                if level == "word" and not does_not_count(annotation):
+                    truth.word_texts.append(str(annotation.get("text") or ""))
+        stroke_file = image.path.parent.parent / "strokes" / f"{image.path.stem}.png"
+        if "text stroke" in self.levels:
+            ink = [annotation for annotation in annotations if annotation["level"] == "text stroke"]
+            truth.strokes = _union((a for a in ink if not does_not_count(a)), size_hw)
+        elif stroke_file.is_file():
+            truth.strokes = read_image(stroke_file)[..., 0] > 127
+            if truth.strokes.shape != size_hw:
+                raise ValueError(f"{stroke_file} is {truth.strokes.shape}, its picture is {size_hw} (height, width)")
+        if truth.strokes is not None:
+            truth.ignored_pixels = _union((a for a in annotations if does_not_count(a)), size_hw)
+        return truth
+
+
+def load_text_dataset(path: str | Path, images: str | Path | None = None, *, max_bad_share: float = 0.1) -> TextDataset:
+    """Reads a COCO file of text regions.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_coco`; or none of its categories is a level of text.
+    """
+    coco = load_coco(path, images, max_bad_share=max_bad_share)
+    names = {key: name.casefold() for key, name in coco.categories.items()}
+    if "word" not in names.values():
+        names = {key: "word" if name == "text" else name for key, name in names.items()}
+    levels = frozenset(names.values()) & {"word", "text line", "text block", "text stroke", "text"}
+    if not levels & {"word", "text line", "text stroke"}:
+        raise ValueError(
+            f'{path}: expected a category "word", "text line", "text stroke" or "text", got '
+            f"{', '.join(sorted(names.values())) or 'none'}: leave --ocr away for other things than written text."
+        )
+    good = {region.id for image in coco for region in (*image.instances, *image.ignore)}
+    annotations: dict[int | str, list[dict[str, Any]]] = {}
+    for annotation in json.loads(Path(path).read_text("utf-8"))["annotations"]:
+        if isinstance(annotation, dict) and annotation.get("id") in good:
+            level = names.get(annotation["category_id"], "")
+            annotations.setdefault(annotation["image_id"], []).append({**annotation, "level": level})
+    return TextDataset(coco, levels, annotations)
+
+
+def does_not_count(annotation: dict[str, Any]) -> bool:
+    """Whether an annotation marks a region that a detection may cover or leave."""
+    flagged = annotation.get("iscrowd") or annotation.get("ignore") or annotation.get("legible") is False
+    return bool(flagged) or annotation.get("text") == UNREADABLE
+
+
+def polygon_of(segmentation: Any, size_hw: tuple[int, int]) -> np.ndarray:
+    """The outline (K, 2) xy of an annotation: its largest polygon, or the rotated box around an RLE's pixels."""
+    if isinstance(segmentation, list):
+        polygons = [np.array(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
+        return max(polygons, key=lambda polygon: cv2.contourArea(polygon.astype(np.float32)))
+    mask = decode_mask(segmentation_to_rle(segmentation, *size_hw))
+    rows, columns = np.nonzero(mask)
+    corners = [(columns + x, rows + y) for x in (0, 1) for y in (0, 1)]  # pixels are squares
+    points = np.concatenate([np.stack(corner, axis=1) for corner in corners])
+    return quad_around(points)
+
+
+def _union(annotations: Iterable[dict[str, Any]], size_hw: tuple[int, int]) -> np.ndarray:
+    rles = [segmentation_to_rle(annotation["segmentation"], *size_hw) for annotation in annotations]
+    return decode_mask(coco_mask.merge(rles)) if rles else np.zeros(size_hw, bool)

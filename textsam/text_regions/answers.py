@@ -1,0 +1,42 @@
+"""A question for levels of written text, answered as `supervision.Detections`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from textsam.prompting.questions import Question
+
+if TYPE_CHECKING:
+    import supervision as sv
+
+
+def answer_levels(reader: Any, picture: np.ndarray, levels: list[str], question: Question) -> sv.Detections:
+    """Every region of every level, those of a level together and in reading order.
+
+    Args:
+        reader: a `TextRegionReader`.
+        picture: (H, W, 3) uint8 RGB.
+        levels: as `reader.levels_asked` found them.
+        question: its threshold and max_instances (of a level, the best, still in reading order).
+    Raises:
+        ValueError: negative texts or logits are asked for, which reading does not have.
+    """
+    import supervision as sv
+
+    if question.negative_texts:
+        raise ValueError("Expected no negative_text with levels of written text, got one: leave it out.")
+    if question.return_logits:
+        raise ValueError(
+            "Expected return_logits=False with levels of written text, whose maps cover tiles, got True: "
+            "TextSam.text_reader.read gives the logits on the photo's pixels."
+        )
+    regions, _ = reader.read(picture, levels, question.threshold)
+    parts = []
+    for number, level in enumerate(levels):
+        found = regions[level]
+        if question.max_instances is not None:
+            found = found.select(np.sort(np.argsort(-found.scores, kind="stable")[: question.max_instances]))
+        parts.append(found.to_detections(class_id=number))
+    return parts[0] if len(parts) == 1 else sv.Detections.merge(parts)

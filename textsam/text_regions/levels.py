@@ -1,0 +1,58 @@
+"""The levels of written text that a text-region model is asked for, and what its configuration says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+LEVELS = ("text", "text stroke", "word", "text line", "text block")
+"""Area of text; the ink itself; boxes of words, lines and blocks."""
+
+# Levels whose instances are boxes; the other two are areas of any shape.
+BOX_LEVELS = ("word", "text line", "text block")
+
+
+@dataclass(frozen=True)
+class TextRegionConfig:
+    """What the checkpoint of a text-region model says of its reading.
+
+    Attributes:
+        levels: those that it was trained for.
+        tile: side in pixels of the part of a picture that it sees at once, at the scale it was trained at.
+        shrink: level -> s: the model draws boxes of that level moved in by s times their shorter side on all sides, so
+            that neighbours stay apart; they are grown back when they are read. Levels without s are drawn whole.
+        presence_threshold: a tile in which a level's presence is below it holds nothing of that level.
+    """
+
+    levels: tuple[str, ...]
+    tile: int = 448
+    shrink: dict[str, float] = field(default_factory=dict)
+    presence_threshold: float = 0.2
+
+    @classmethod
+    def of(cls, config: Any) -> TextRegionConfig | None:
+        """From a `TextSamConfig`; None for a model that was not trained for text regions.
+
+        Raises:
+            ValueError: what is wrong with it.
+        """
+        content = getattr(config, "text_regions", None)
+        if content is None:
+            return None
+        known = {"levels", "tile", "shrink", "presence_threshold"}
+        if not isinstance(content, dict) or not content.get("levels") or set(content) - known:
+            raise ValueError(f"Expected text_regions with levels and some of {sorted(known)}, got {content!r}.")
+        parsed = cls(**{**content, "levels": tuple(content["levels"])})
+        check_levels(parsed.levels)
+        check_levels(tuple(parsed.shrink))
+        if not all(0 <= value < 0.5 for value in parsed.shrink.values()):
+            raise ValueError(f"Expected shrink values in [0, 0.5), got {parsed.shrink}.")
+        return parsed
+
+
+def check_levels(names: Sequence[str]) -> None:
+    """Raises ValueError for a name that is no level, listing those that are."""
+    unknown = [name for name in names if name not in LEVELS]
+    if unknown:
+        raise ValueError(f"Expected levels of text among {', '.join(LEVELS)}, got {unknown[0]!r}.")

@@ -1,0 +1,138 @@
+"""Maps of the levels of written text over a picture of any size: tile by tile, at one scale or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from textsam.model import TextSamModel
+from textsam.prompting.encoded_image import EncodedImage
+from textsam.prompting.text_reading import read_texts
+from textsam.prompting.transforms import LOW_RES_STRIDE, resize_image
+from textsam.text_regions.options import TextReadingOptions
+from textsam.text_regions.tiles import JoinedMaps, TileGrid
+
+STROKE = "text stroke"
+
+
+@dataclass(frozen=True)
+class TileAnswer:
+    """What a model says of one tile.
+
+    Attributes:
+        logits: (Q, side / 4, side / 4) float32 of each level asked for.
+        presence: (Q,) in [0, 1].
+        strokes: (side, side) float32, the ink at full resolution; None where the model has no such answer.
+    """
+
+    logits: np.ndarray
+    presence: np.ndarray
+    strokes: np.ndarray | None = None
+
+
+ReadTile = Callable[[np.ndarray], TileAnswer]
+"""A tile (side, side, 3) uint8 RGB to its answer."""
+
+
+@dataclass(frozen=True)
+class LevelMaps:
+    """Maps of a whole picture at one scale.
+
+    Attributes:
+        scale: of the picture that was read, relative to the original.
+        logits: level -> (h, w) float32 logits.
+        stride: level -> pixels of the scaled picture per cell: 1 for refined ink, else 4.
+        presence: level -> in [0, 1], the highest of any tile.
+    """
+
+    scale: float
+    logits: dict[str, np.ndarray]
+    stride: dict[str, int]
+    presence: dict[str, float]
+
+
+def scales_for(size_hw: tuple[int, int], options: TextReadingOptions) -> list[float]:
+    """1, 1/2, 1/4 ... until letters a third of the picture's shorter side high are within what the model reads."""
+    scales = [1.0]
+    while scales[-1] > options.min_scale and options.largest_letters / scales[-1] < min(size_hw) / 3:
+        scales.append(scales[-1] / 2)
+    return scales
+
+
+def read_scales(
+    picture: np.ndarray,
+    levels: Sequence[str],
+    read_tile: ReadTile,
+    *,
+    tile: int,
+    fill: Sequence[float],
+    options: TextReadingOptions,
+    on_tile: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[LevelMaps]:
+    """The maps of every scale that the picture needs, finest first, one scale in memory at a time.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        levels: Q names, in the order of the answers.
+        tile: side in pixels that the model was trained on.
+        fill: colour beyond the picture's edges.
+        on_tile: told after each tile how many of how many are done.
+    """
+    passes = []
+    low, high = (int(tile * factor) // 16 * 16 for factor in options.tile_range)
+    sides = sorted(range(low, high + 1, 16), key=lambda side: abs(side - tile))
+    for scale in scales_for((picture.shape[0], picture.shape[1]), options):
+        size_hw = (max(round(picture.shape[0] * scale), 1), max(round(picture.shape[1] * scale), 1))
+        passes.append((scale, TileGrid.cheapest(size_hw, sides, options.overlap)))
+    total, done = sum(len(grid) for _, grid in passes), 0
+    for scale, grid in passes:
+        scaled = resize_image(picture, grid.size_hw)
+        joined = JoinedMaps(grid, len(levels), LOW_RES_STRIDE)
+        strokes: JoinedMaps | None = None
+        presence = np.zeros(len(levels), np.float32)
+        for left, top in grid:
+            answer = read_tile(grid.cut(scaled, left, top, fill))
+            counts = answer.presence >= options.presence_threshold
+            joined.add(answer.logits, left, top, counts)
+            presence = np.maximum(presence, answer.presence)
+            if answer.strokes is not None:
+                strokes = strokes or JoinedMaps(grid, 1, 1)
+                strokes.add(answer.strokes[None], left, top, counts[[levels.index(STROKE)]])
+            done += 1
+            on_tile(done, total)
+        logits = dict(zip(levels, joined.logits(), strict=True))
+        stride = dict.fromkeys(levels, LOW_RES_STRIDE)
+        if strokes is not None:
+            logits[STROKE], stride[STROKE] = strokes.logits()[0], 1
+        yield LevelMaps(scale, logits, stride, dict(zip(levels, presence.tolist(), strict=True)))
+
+
+def model_reader(
+    model: TextSamModel,
+    encode: Callable[[np.ndarray], EncodedImage],
+    levels: Sequence[str],
+    text_embeddings: Tensor,
+) -> ReadTile:
+    """A model as a `ReadTile`: each tile encoded once, all levels decoded together, each by its word alone.
+
+    Args:
+        encode: a tile to its embeddings, at the tile's own size.
+        text_embeddings: (Q, D) of the levels' names.
+    """
+
+    @torch.inference_mode()
+    def read(tile: np.ndarray) -> TileAnswer:
+        encoded = encode(tile)
+        reading = read_texts(model, encoded.embeddings, encoded.geometry, text_embeddings)
+        logits = reading.region_logits
+        strokes = None
+        if STROKE in levels and getattr(model.config, "fine_masks", False):
+            coarse = logits[[list(levels).index(STROKE)], None]
+            strokes = model.refine_masks(encoded.embeddings, coarse)[0, 0].float().cpu().numpy()  # type: ignore[operator]
+        return TileAnswer(logits.float().cpu().numpy(), reading.presence.float().cpu().numpy(), strokes)
+
+    return read

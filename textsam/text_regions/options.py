@@ -1,0 +1,38 @@
+"""The constants of reading text regions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TextReadingOptions:
+    """Every constant of reading text regions. Pixels are those of the original picture unless said otherwise.
+
+    Attributes:
+        overlap: pixels that neighbouring tiles share, at least.
+        tile_range: tiles may have any side of the model's own tile times these two factors, whichever covers the
+            picture with the fewest pixels.
+        largest_letters: height in pixels, at the scale of a pass, of the largest letters that the model reads.
+        min_scale: the coarsest pass; 1 switches off passes at reduced scale.
+        presence_threshold: a tile whose presence of a level is below it says nothing of that level.
+        threshold: probability above which a place belongs to a level.
+        min_score: boxes whose mean probability inside their core is below it are dropped, unless the caller gives a
+            threshold.
+        min_side: boxes whose shorter side is below it are dropped.
+        min_stroke_pixels: patches of ink of fewer pixels are dropped.
+        covered: a box of a coarser pass gives way to those of the finer ones that cover this share of it.
+        max_boxes: at most so many boxes of a level, the best.
+    """
+
+    overlap: int = 64
+    tile_range: tuple[float, float] = (0.85, 1.1)
+    largest_letters: float = 120.0
+    min_scale: float = 1 / 8
+    presence_threshold: float = 0.5
+    threshold: float = 0.5
+    min_score: float = 0.6
+    min_side: float = 5.0
+    min_stroke_pixels: int = 8
+    covered: float = 0.5
+    max_boxes: int = 3000

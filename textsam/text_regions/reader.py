@@ -1,0 +1,76 @@
+"""A text-region model as a reader of pictures: its words, its encoder and its constants together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from textsam.model import TextSamModel
+from textsam.prompting.encoded_image import EncodedImage
+from textsam.text_regions.levels import LEVELS, TextRegionConfig
+from textsam.text_regions.maps import ReadTile, model_reader
+from textsam.text_regions.options import TextReadingOptions
+from textsam.text_regions.reading import read_levels
+from textsam.text_regions.regions import TextRegions
+
+
+class TextRegionReader:
+    """Reads written text with a model that was trained for it.
+
+    Args:
+        model: its config has `text_regions`.
+        embed: Q texts to (Q, D) embeddings.
+        encode: a square tile to its embeddings, at the tile's own size.
+        options: constants of the reading.
+    """
+
+    def __init__(
+        self,
+        model: TextSamModel,
+        embed: Callable[[Sequence[str]], Tensor],
+        encode: Callable[[np.ndarray], EncodedImage],
+        config: TextRegionConfig,
+        options: TextReadingOptions | None = None,
+    ) -> None:
+        self.model, self.embed, self.encode, self.config = model, embed, encode, config
+        self.options = options or TextReadingOptions(presence_threshold=config.presence_threshold)
+
+    def levels_asked(self, texts: Sequence[str] | None) -> list[str]:
+        """The levels that texts name, in their order; empty when none does.
+
+        Raises:
+            ValueError: some are levels and some are other words, which are looked for in another way.
+        """
+        names = [text.casefold() for text in texts or ()]
+        levels = [name for name in names if name in LEVELS]
+        if levels and len(levels) < len(names):
+            other = next(name for name in names if name not in LEVELS)
+            raise ValueError(
+                f"Expected levels of written text ({', '.join(self.config.levels)}) or other words, got "
+                f"{levels[0]!r} and {other!r}: ask for them one after the other."
+            )
+        return levels
+
+    def read(
+        self,
+        picture: np.ndarray,
+        levels: Sequence[str],
+        threshold: float | None = None,
+        on_tile: Callable[[int, int], None] = lambda done, total: None,
+    ) -> tuple[dict[str, TextRegions], dict[str, np.ndarray]]:
+        """As `textsam.text_regions.reading.read_levels`."""
+        return read_levels(
+            picture,
+            levels,
+            self._tile_reader,
+            self.config,
+            self.options,
+            fill=self.model.config.pixel_mean,  # what padding with zeros is, after normalisation
+            threshold=threshold,
+            on_tile=on_tile,
+        )
+
+    def _tile_reader(self, levels: Sequence[str]) -> ReadTile:
+        return model_reader(self.model, self.encode, levels, self.embed(levels))
