@@ -144,7 +144,7 @@ def _read(
     name = EMBEDDED if name_or_path is None else os.fspath(name_or_path)
     path = Path(name).expanduser()
     if name == EMBEDDED:
-        checkpoint = _read_embedded()
+        checkpoint = _read_folder(embedded_folder(), EMBEDDED)
     elif path.is_file():
         checkpoint = _read_file(path)
     elif name and path.is_dir():  # "" would be the current folder
@@ -163,11 +163,16 @@ def _read(
     return checkpoint if adapter is None else _with_adapter(checkpoint, adapter, hub)
 
 
-def _read_embedded() -> Checkpoint:
+def embedded_folder() -> Path:
+    """Where the embedded model lies.
+
+    Raises:
+        FileNotFoundError: this installation lacks it.
+    """
     folder = Path(str(files("textsam"))) / "weights" / EMBEDDED
     if not folder.is_dir():
         raise FileNotFoundError(f"This installation lacks its embedded model ({folder}): install textsam again.")
-    return _read_folder(folder, EMBEDDED)
+    return folder
 
 
 def _download(repo_id: str, hub: HubOptions) -> Path:
