@@ -1,9 +1,16 @@
 """Fixtures shared by the tests. None of them downloads anything."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -57,3 +64,19 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     SmallCropEncoder(embed_dim=CLIP_DIM).save_pretrained(folder / "crop_encoder")
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """An empty Hub; the client of this process talks to it and caches in an empty folder."""
+    from hub_server import HubServer
+    from huggingface_hub import constants
+
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield server

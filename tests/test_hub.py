@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +20,6 @@ import textsam
 from textsam.checkpoints.adapters import load_adapter, save_adapter
 from textsam.checkpoints.hub import download, is_repo_id
 from textsam.checkpoints.loading import load_model
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """An empty Hub; the client of this process talks to it and caches in an empty folder."""
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        yield server
 
 
 def test_sam_of_transformers_layout(hub: HubServer, tmp_path: Path) -> None:

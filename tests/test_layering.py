@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "textsam"
 
 LAYERS = [
+    "companions",
     "modeling.layers",
     "modeling.structures",
     "modeling.attention",
@@ -75,6 +76,11 @@ LAYERS = [
     "checkpoints.devices",
     "checkpoints.loading",
     "checkpoints.publishing",
+    "huggingface.image_processing",
+    "huggingface.prompt_tensors",
+    "huggingface.processing",
+    "huggingface.pipeline",
+    "huggingface.ranking_elsewhere",
     "deployment.segment",
     "deployment.onnx_modules",
     "deployment.onnx_export",

@@ -1,16 +1,19 @@
 """TextSAM: words, clicks, boxes and masks to objects in a picture.
 
 `import textsam` is light: the names below are imported when they are first used, so that nobody waits for PyTorch
-to print a help text.
+to print a help text. transformers learns of the pipeline and of the classes for its `Auto...` when both are imported.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from textsam.companions import watch
+
 if TYPE_CHECKING:
     from textsam.checkpoints.loading import load
     from textsam.checkpoints.publishing import push_adapter, push_to_hub
     from textsam.config import TextSamConfig
+    from textsam.huggingface.processing import TextSamProcessor
     from textsam.language.clip import CropEncoder, TextEncoder
     from textsam.model import TextSamModel
     from textsam.predictor import TextSam
@@ -22,6 +25,7 @@ __all__ = [
     "TextSam",
     "TextSamConfig",
     "TextSamModel",
+    "TextSamProcessor",
     "__version__",
     "load",
     "push_adapter",
@@ -34,6 +38,7 @@ _HOME = {
     "TextSam": "textsam.predictor",
     "TextSamConfig": "textsam.config",
     "TextSamModel": "textsam.model",
+    "TextSamProcessor": "textsam.huggingface.processing",
     "load": "textsam.checkpoints.loading",
     "push_adapter": "textsam.checkpoints.publishing",
     "push_to_hub": "textsam.checkpoints.publishing",
@@ -50,3 +55,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+watch()

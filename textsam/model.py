@@ -52,6 +52,7 @@ class TextSamModel(PreTrainedModel):
     config: TextSamConfig
     base_model_prefix = "textsam"
     main_input_name = "pixel_values"
+    input_modalities = ["image", "text"]
     _no_split_modules = ["Block", "TwoWayAttentionBlock", "InvertedResidual"]
 
     def __init__(self, config: TextSamConfig) -> None:
@@ -283,8 +284,11 @@ class TextSamModel(PreTrainedModel):
         text_embeddings: Tensor | None = None,
         multimask_output: bool = True,
         image_index: Tensor | None = None,
+        original_sizes: Tensor | None = None,
+        reshaped_input_sizes: Tensor | None = None,
     ) -> MaskPredictions:
-        """The three verbs in one call; arguments and result as there."""
+        """The three verbs in one call; arguments and result as there. The sizes, which `TextSamProcessor` gives along
+        for the way back, are not used."""
         image = self.encode_image(pixel_values)
         prompts = self.encode_prompts(
             image,

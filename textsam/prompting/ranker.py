@@ -95,36 +95,45 @@ class Ranker:
 
     def answer(self, encoded: EncodedImage, question: Question) -> sv.Detections:
         """The automatic masks that CLIP finds most like each text, those of a text together and best first."""
-        crop_encoder, texts = self.check(), question.texts or []
-        embeddings, rivals = self._embed(texts), self.rivals(texts, question.negative_texts)
-        proposals = self._proposals(encoded)
+        self.check()
+        found = self.rank(encoded.pixels, self._proposals(encoded), question)
+        if question.return_logits:  # proposals keep no logits: a mask that was found in a crop has none in this frame
+            found.data["low_res_logits"] = mask_to_low_res_logits(found.mask, encoded.geometry)[:, 0].numpy()
+        return found
+
+    def rank(self, pixels: np.ndarray, proposals: sv.Detections, question: Question) -> sv.Detections:
+        """The proposals that CLIP finds most like each text.
+
+        Args:
+            pixels: (H, W, 3) uint8 RGB, the photo.
+            proposals: its automatic masks, with predicted_iou and stability_score.
+        """
+        crop_encoder, texts = self.crop_encoder, question.texts or []
+        if crop_encoder is None:
+            raise ValueError("Expected a crop encoder, got none: ranking compares crops with texts.")
         ranked = rank_proposals(
-            encoded.pixels,
+            pixels,
             proposals,
             crop_encoder,
-            embeddings,
-            rivals,
+            self._embed(texts),
+            self.rivals(texts, question.negative_texts),
             self.options,
             question.max_instances,
             question.threshold,
         )
-        masks = proposals.mask[ranked.proposal_index]  # type: ignore[index]
-        data = {
-            "predicted_iou": proposals.data["predicted_iou"][ranked.proposal_index],
-            "stability_score": proposals.data["stability_score"][ranked.proposal_index],
-            "prompt_index": ranked.query_index,
-            "mask_index": np.zeros(len(ranked.query_index), dtype=np.int64),
-            "presence": ranked.presence,
-            "agreement": ranked.agreement,
-        }
-        if question.return_logits:  # proposals keep no logits: a mask that was found in a crop has none in this frame
-            data["low_res_logits"] = mask_to_low_res_logits(masks, encoded.geometry)[:, 0].numpy()
         return to_detections(
-            masks,
+            proposals.mask[ranked.proposal_index],  # type: ignore[index]
             confidence=ranked.confidence,
             class_id=ranked.query_index,
             class_names=names_of(question, ranked.query_index),
-            data=data,
+            data={
+                "predicted_iou": proposals.data["predicted_iou"][ranked.proposal_index],
+                "stability_score": proposals.data["stability_score"][ranked.proposal_index],
+                "prompt_index": ranked.query_index,
+                "mask_index": np.zeros(len(ranked.query_index), dtype=np.int64),
+                "presence": ranked.presence,
+                "agreement": ranked.agreement,
+            },
         )
 
     def rivals(self, texts: Sequence[str], negatives: Sequence[str]) -> Tensor:

@@ -1,0 +1,1 @@
+"""TextSAM as classes of transformers: processor, pipeline, and ranking on other models."""
