@@ -1,4 +1,5 @@
 # make demo   the embedded model on three photos; pictures, masks and annotations.json in demo/
+# make app    the page, on http://127.0.0.1:7860
 # make test   lint, types and tests
 #
 # Needs python3 (3.10 or newer, with venv) and make; everything else goes into .venv.
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test lint pytest slow bench clean
+.PHONY: install demo app test lint pytest slow bench clean
 
 install: $(INSTALLED)
 
@@ -28,6 +29,9 @@ endif
 
 demo: $(INSTALLED)
 	$(BIN)/textsam demo --out demo
+
+app: $(INSTALLED)
+	$(BIN)/python -m app
 
 test: lint pytest
 

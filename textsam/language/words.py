@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from threading import RLock
 from typing import Protocol
 
 import torch
@@ -31,7 +32,7 @@ class TextStore(Protocol):
 
 
 class Words:
-    """The embeddings of texts.
+    """The embeddings of texts; several threads may ask.
 
     Args:
         encoder: a `WordEncoder`, or a function that makes one when the first text comes; None: there is none.
@@ -48,6 +49,7 @@ class Words:
         self._owner = owner
         self.store: TextStore | None = None
         self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = RLock()
 
     @property
     def encoder(self) -> WordEncoder | None:
@@ -62,6 +64,10 @@ class Words:
         Raises:
             ValueError: no encoder, or one of another CLIP; and as the encoder does for texts that it does not know.
         """
+        with self._lock:
+            return self._embed(texts).to(device)
+
+    def _embed(self, texts: Sequence[str]) -> Tensor:
         encoder = self.encoder
         if encoder is None:
             raise ValueError('Expected a model with a text encoder, got none: textsam.load(clip="ViT-B-32:openai").')
@@ -76,7 +82,7 @@ class Words:
             self._known.update(zip(new, embeddings, strict=True))
         for text in texts:
             self._known.move_to_end(text)
-        result = torch.stack([self._known[text] for text in texts]).to(device)
+        result = torch.stack([self._known[text] for text in texts])
         while len(self._known) > _TEXTS_KEPT:
             self._known.popitem(last=False)
         return result

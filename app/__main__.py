@@ -1,0 +1,41 @@
+"""`python -m app`."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Annotated
+
+import typer
+
+from app.server import private_folder, start
+from textsam.commands.options import Adapter, Clip, Device, Model
+
+
+def main(
+    model: Model = None,
+    clip: Clip = None,
+    adapter: Adapter = None,
+    device: Device = None,
+    share: Annotated[bool, typer.Option("--share", help="Also a public address for three days, by Gradio.")] = False,
+    host: Annotated[
+        str | None, typer.Option("--host", help="0.0.0.0 for other machines. Default: this one only.")
+    ] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Default: the first free one from 7860.")] = None,
+) -> None:
+    """Open the page: objects in a picture by words, clicks, boxes and brush."""
+    folder = private_folder()
+    try:
+        start(
+            folder,
+            {"name_or_path": model, "clip": clip, "adapter": adapter, "device": device},
+            host=host, port=port, share=share, prevent_thread_lock=False,
+        )  # fmt: skip
+    except (ValueError, OSError) as error:
+        typer.echo(f"app: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
