@@ -17,7 +17,7 @@ FINE_CHANNELS = 24
 
 
 class FineFeatures(nn.Module):
-    """Colours and edges of 2 x 2 px, with what the encoder knows of the place.
+    """Colours and edges of 2 x 2 px and their surroundings, with what the encoder knows of the place.
 
     Args:
         skip_chans: channels of the encoder's map at stride 4.
@@ -27,11 +27,13 @@ class FineFeatures(nn.Module):
         super().__init__()
         self.pixels = nn.Conv2d(12, channels, 3, padding=1)
         self.skip = nn.Conv2d(skip_chans, channels, 1)
+        self.around = nn.Conv2d(channels, channels, 3, padding=2, dilation=2)
 
     def forward(self, pixel_values: Tensor, skip4: Tensor) -> Tensor:
         """(B, 3, H, W) and (B, skip_chans, H/4, W/4) -> (B, F, H/2, W/2)."""
         x = self.pixels(F.pixel_unshuffle(pixel_values, 2))
-        return F.gelu(x + F.interpolate(self.skip(skip4), x.shape[-2:], mode="bilinear", align_corners=False))
+        x = F.gelu(x + F.interpolate(self.skip(skip4), x.shape[-2:], mode="bilinear", align_corners=False))
+        return x + self.around(x)
 
 
 class FineMasks(nn.Module):
@@ -40,10 +42,12 @@ class FineMasks(nn.Module):
     def __init__(self, channels: int = FINE_CHANNELS) -> None:
         super().__init__()
         self.mask = nn.Conv2d(1, channels, 3, padding=1)
-        self.mix = nn.Conv2d(channels, channels, 3, padding=1)
+        # What is ink and what is its outline or the ground takes a look as far as a letter is wide.
+        self.far = nn.Conv2d(channels, channels, 3, padding=4, dilation=4)
+        self.near = nn.Conv2d(channels, channels, 3, padding=1)
         self.out = nn.Conv2d(channels, 4, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, fine_features: Tensor, low_res_logits: Tensor, image_index: Tensor | None = None) -> Tensor:
         """(B, F, H/2, W/2) and (N, M, h, w) logits -> (N, M, H, W) logits; image_index: (N,), None when B is 1 or N."""
@@ -52,6 +56,7 @@ class FineMasks(nn.Module):
         coarse = F.interpolate(low_res_logits, (height, width), mode="bilinear", align_corners=False).flatten(0, 1)
         features = spread(fine_features, count, image_index).repeat_interleave(masks, dim=0)
         x = F.gelu(features + self.mask(torch.tanh(coarse[:, None] / 4).to(features.dtype)))
-        x = self.out(F.gelu(self.mix(x)))
+        x = F.gelu(x + self.far(x))
+        x = self.out(F.gelu(x + self.near(x)))
         whole = F.interpolate(low_res_logits, (2 * height, 2 * width), mode="bilinear", align_corners=False)
         return whole + F.pixel_shuffle(x, 2)[:, 0].unflatten(0, (count, masks))
