@@ -23,6 +23,7 @@ NOT_RUN = (
     "textsam evaluate",
     "textsam demo",
     "textsam export",
+    "textsam-tiny-ocr",
     "<",
     "hf-hub:",
 )
@@ -107,7 +108,7 @@ def test_links_to_files_exist() -> None:
         assert (ROOT / link).exists(), link
 
 
-@pytest.mark.parametrize("name", ["segment", "generate", "info", "demo", "bench", "evaluate", "export", "label"])
+@pytest.mark.parametrize("name", ["segment", "generate", "info", "demo", "bench", "evaluate", "export", "label", "crops"])
 def test_help(name: str) -> None:
     result = CliRunner().invoke(app, [name, "--help"])
     assert result.exit_code == 0

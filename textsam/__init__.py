@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from textsam.language.clip import CropEncoder, TextEncoder
     from textsam.model import TextSamModel
     from textsam.predictor import TextSam
+    from textsam.text_regions.read import read_text_regions
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "load",
     "push_adapter",
     "push_to_hub",
+    "read_text_regions",
 ]
 
 _HOME = {
@@ -42,6 +44,7 @@ _HOME = {
     "load": "textsam.checkpoints.loading",
     "push_adapter": "textsam.checkpoints.publishing",
     "push_to_hub": "textsam.checkpoints.publishing",
+    "read_text_regions": "textsam.text_regions.read",
 }
 
 

@@ -7,7 +7,7 @@ PyTorch is imported inside the commands, so that help comes at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -274,6 +274,34 @@ def evaluate(
     options = EvaluationOptions(prompts=tuple(prompts or ["all"]), limit=limit, max_instances=max_instances, seed=seed)
     sam = load(model, clip=clip, adapter=adapter, device=device, dtype=dtype)
     run_evaluation(data, sam, model_name=model, images=images, out=out, options=options, console=console)
+
+
+@app.command()
+def crops(
+    source: Source,
+    model: Model = None,
+    level: Annotated[
+        Literal["word", "text line", "text block"], typer.Option("--level", help="What a crop holds.")
+    ] = "text line",
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", min=0, max=1, help="Least score. Default: the reader's own.")
+    ] = None,
+    plate: Annotated[bool, typer.Option("--plate", help="Also write the picture with its text painted over.")] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    out: Out = Path("crops"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Cut written text out: upright crops, letters as RGBA, a mask of what to paint over, ICDAR and COCO files."""
+    from textsam.commands.ocr import run_crops_command
+
+    paths = pictures(source)
+    sam = load(model, device=device, dtype=dtype)
+    settings = {"command": "crops", "model": [model, str(sam.model.dtype)], "level": level, "threshold": threshold}
+    run_crops_command(
+        paths, out, sam, model=model, level=level, threshold=threshold, plate=plate, overwrite=overwrite,
+        settings=settings,
+    )  # fmt: skip
 
 
 @app.command()

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from textsam.commands.run import console
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from textsam.commands.run import console, count_of, errors
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from textsam.files.images import RgbImage
     from textsam.predictor import TextSam
     from textsam.text_regions.reader import TextRegionReader
+    from textsam.text_regions.regions import TextRegions
 
 
 def text_reader(sam: TextSam, model: str | None) -> TextRegionReader:
@@ -41,3 +48,46 @@ def run_evaluation(
     reader = text_reader(sam, model_name)
     name = Path(model_name or "model").name
     run_ocr(data, reader, model_name=name, images=images, out=out, limit=limit, console=console)
+
+
+def run_crops_command(
+    paths: list[Path],
+    out: Path,
+    sam: TextSam,
+    *,
+    model: str | None,
+    level: str,
+    threshold: float | None,
+    plate: bool,
+    overwrite: bool,
+    settings: dict[str, Any],
+) -> None:
+    """Writes crops, glyphs and plates under a progress bar and reports; exit code 1 when a picture failed."""
+    from textsam.files.text_runs import run_crops
+    from textsam.text_regions.maps import STROKE
+
+    reader = text_reader(sam, model)
+    levels = [level, *([STROKE] if STROKE in reader.config.levels else [])]
+
+    def read(picture: RgbImage) -> tuple[TextRegions, np.ndarray | None]:
+        regions, areas = reader.read(picture, levels, threshold)
+        return regions[level], areas.get(STROKE)
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        task = progress.add_task("", total=len(paths))
+
+        def advance(path: Path, outcome: str) -> None:
+            progress.update(task, advance=1, description=f"{path.name} {outcome}")
+
+        options: dict[str, Any] = {"plate": plate, "overwrite": overwrite, "on_picture": advance}
+        summary = run_crops(paths, out, read, settings=settings, **options)
+    regions = sum(len(record["regions"]) for record in summary.records)
+    counts = [f"{count_of(regions, level)} in {count_of(len(summary.records), 'picture')}"]
+    counts += [f"{summary.skipped} done before"] * bool(summary.skipped)
+    counts += [f"{len(summary.failures)} failed"] * bool(summary.failures)
+    console.print(f"{', '.join(counts)}: {out / 'annotations.json'}", markup=False, highlight=False, soft_wrap=True)
+    for path, sentence in summary.failures.items():
+        errors.print(f"textsam: {path}: {sentence}", markup=False, highlight=False, soft_wrap=True)
+    if summary.failures:
+        raise typer.Exit(1)

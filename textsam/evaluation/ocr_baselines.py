@@ -94,8 +94,8 @@ def find_by_adaptive_threshold(
     picture: np.ndarray,
     rules: LetterRules = LetterRules(),
     *,
-    block: int = 31,
-    offset: float = 12.0,
+    block: int = 61,
+    offset: float = 20.0,
 ) -> FoundText:
     """(H, W, 3) uint8 RGB to its text, by a threshold `offset` grey levels off the mean of `block` x `block` pixels."""
     gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)

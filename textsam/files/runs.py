@@ -73,7 +73,7 @@ def run_images(
     named: list[tuple[Path, str, ImageRecord]] = []
     for path, name in zip(paths, output_names(paths), strict=True):
         try:
-            identity = {"settings": settings, "source": _file_identity(path)}
+            identity = {"settings": settings, "source": file_identity(path)}
             record = None if overwrite else _finished_record(out, name, identity)
             outcome = "skipped" if record else "done"
             record = record or _process(path, out, name, segment, identity)
@@ -133,7 +133,7 @@ def _finished_record(out: Path, name: str, identity: dict[str, Any]) -> ImageRec
     return record if same and there else None
 
 
-def _file_identity(path: Path) -> dict[str, Any]:
+def file_identity(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}  # `read_image` says what is wrong
     status = path.stat()

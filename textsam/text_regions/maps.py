@@ -130,9 +130,9 @@ def model_reader(
         reading = read_texts(model, encoded.embeddings, encoded.geometry, text_embeddings)
         logits = reading.region_logits
         strokes = None
-        if STROKE in levels and getattr(model.config, "fine_masks", False):
-            coarse = logits[[list(levels).index(STROKE)], None]
-            strokes = model.refine_masks(encoded.embeddings, coarse)[0, 0].float().cpu().numpy()  # type: ignore[operator]
+        if STROKE in levels and model.config.fine_masks:
+            coarse = logits[[list(levels).index(STROKE)], None].to(model.dtype)
+            strokes = model.refine_masks(encoded.embeddings, coarse)[0, 0].float().cpu().numpy()
         return TileAnswer(logits.float().cpu().numpy(), reading.presence.float().cpu().numpy(), strokes)
 
     return read

@@ -18,7 +18,7 @@ MAX_WORD_GAP = 1.5
 # lies above or below the other.
 MAX_LINE_GAP = 1.0
 MIN_STACK_OVERLAP = 0.5
-# Columns: blocks side by side that share this part of the lower one's height.
+# Columns: groups side by side that share this part of the higher one's height.
 MIN_COLUMN_OVERLAP = 0.5
 
 
@@ -175,7 +175,7 @@ def _are_columns(bounds: np.ndarray, parts: list[list[int]]) -> bool:
     spans = [(min(bounds[i][1] for i in part), max(bounds[i][3] for i in part)) for part in parts]
     for (top, bottom), (next_top, next_bottom) in pairwise(spans):
         shared = min(bottom, next_bottom) - max(top, next_top)
-        if shared < MIN_COLUMN_OVERLAP * min(bottom - top, next_bottom - next_top):
+        if shared < MIN_COLUMN_OVERLAP * max(bottom - top, next_bottom - next_top):
             return False
     return True
 

@@ -1,0 +1,152 @@
+"""The text of many pictures as files, one picture after the other; resumable, and a broken picture stops nothing.
+
+For every picture `photo.jpg` the output folder holds
+`crops/photo/000.png` ...: an upright crop of each region, in reading order;
+`glyphs/photo/000.png` ...: its ink alone, RGBA in the picture's own pixels (models that know of ink);
+`plate_masks/photo.png`: white where the picture must be painted over; `plates/photo.png`: painted over (on request);
+`icdar/photo.txt`; and `records/photo.json`, which is written last: a picture with a record is done.
+`annotations.json` (COCO) gathers all pictures of the run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from textsam.files.atomic import folder_written_atomically
+from textsam.files.export import write_json, write_png
+from textsam.files.images import RgbImage, read_image
+from textsam.files.runs import PICTURE_ERRORS, file_identity, output_names
+from textsam.files.text_export import coco_of_regions, write_icdar
+from textsam.text_regions.cutouts import clean_plate, glyph_cutouts, plate_mask
+from textsam.text_regions.rectify import recognise_regions, rectified_crops
+from textsam.text_regions.regions import TextRegions
+
+ReadPicture = Callable[[RgbImage], tuple[TextRegions, np.ndarray | None]]
+"""A picture to its regions and the logits (H, W) of its ink, or None."""
+
+
+@dataclass
+class TextRunSummary:
+    """What a run did; the records are in the order of the pictures, without the failed ones."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    skipped: int = 0
+    failures: dict[Path, str] = field(default_factory=dict)
+
+
+def run_crops(
+    paths: Sequence[Path],
+    out: Path,
+    read: ReadPicture,
+    *,
+    settings: dict[str, Any],
+    plate: bool = False,
+    recognise: Callable[[np.ndarray], str] | None = None,
+    overwrite: bool = False,
+    on_picture: Callable[[Path, str], None] = lambda path, outcome: None,
+) -> TextRunSummary:
+    """Reads pictures and writes everything under `out`.
+
+    Args:
+        settings: JSON values that determine the result together with the picture; a picture whose record has the same
+            is skipped.
+        plate: also write the plates that are painted over.
+        recognise: an upright crop (h, w, 3) uint8 RGB to its transcript; None: no transcripts.
+        overwrite: do everything again.
+        on_picture: told after each picture, with "done", "skipped" or "failed".
+    """
+    summary = TextRunSummary()
+    for path, name in zip(paths, output_names(paths), strict=True):
+        record_path = out / "records" / f"{name}.json"
+        try:
+            identity = {"settings": {**settings, "plate": plate}, "source": file_identity(path)}
+            record = None if overwrite else _finished(record_path, identity)
+            outcome = "skipped" if record else "done"
+            if record is None:
+                record_path.unlink(missing_ok=True)  # from here until the end the picture does not count as done
+                record = _process(path, name, out, read, plate, recognise)
+                write_json(record_path, {**identity, "record": record})
+        except PICTURE_ERRORS as error:
+            outcome = "failed"
+            summary.failures[path] = " ".join(str(error).split()) or type(error).__name__
+        else:
+            summary.records.append(record)
+            summary.skipped += outcome == "skipped"
+        on_picture(path, outcome)
+    write_json(out / "annotations.json", coco_of_regions(summary.records))
+    return summary
+
+
+def _process(
+    path: Path,
+    name: str,
+    out: Path,
+    read: ReadPicture,
+    plate: bool,
+    recognise: Callable[[np.ndarray], str] | None,
+) -> dict[str, Any]:
+    picture = read_image(path)
+    regions, ink = read(picture)
+    if recognise is not None:
+        regions = recognise_regions(picture, regions, recognise)
+    _write_pictures(out / "crops" / name, rectified_crops(picture, regions))
+    mask = plate_mask(regions, ink)
+    write_png(out / "plate_masks" / f"{name}.png", mask.astype(np.uint8) * 255)
+    places: list[list[int]] = []
+    if plate or ink is not None:
+        cleaned = clean_plate(picture, mask)
+        if plate:
+            write_png(out / "plates" / f"{name}.png", cleaned)
+        if ink is not None:
+            cutouts = glyph_cutouts(picture, regions, ink, cleaned)
+            _write_pictures(out / "glyphs" / name, [cutout.rgba for cutout in cutouts])
+            places = [[cutout.left, cutout.top] for cutout in cutouts]
+    write_icdar(out / "icdar" / f"{name}.txt", regions.quads, regions.texts)
+    rows = region_rows(regions)
+    for index, row in enumerate(rows):
+        row["crop"] = f"crops/{name}/{index:03d}.png"
+        if places:
+            row |= {"glyphs": f"glyphs/{name}/{index:03d}.png", "glyphs_left_top": places[index]}
+    height, width = picture.shape[:2]
+    return {"file_name": path.name, "width": width, "height": height, "regions": rows}
+
+
+def region_rows(regions: TextRegions) -> list[dict[str, Any]]:
+    """Regions as values for JSON, in reading order."""
+    rows = []
+    for index in range(len(regions)):
+        row: dict[str, Any] = {
+            "level": regions.level,
+            "order": index,
+            "line": int(regions.line[index]),
+            "block": int(regions.block[index]),
+            "quad": np.round(regions.quads[index].astype(float), 2).tolist(),
+            "score": round(float(regions.scores[index]), 6),
+        }
+        if regions.texts is not None:
+            row["text"] = regions.texts[index]
+        rows.append(row)
+    return rows
+
+
+def _write_pictures(folder: Path, pictures: Sequence[np.ndarray]) -> None:
+    with folder_written_atomically(folder) as new:
+        for index, pixels in enumerate(pictures):
+            Image.fromarray(pixels).save(new / f"{index:03d}.png")
+
+
+def _finished(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of an earlier run with the same settings on the same file."""
+    try:
+        stored = json.loads(path.read_bytes())
+        record = stored.pop("record")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if stored == json.loads(json.dumps(identity)) else None
