@@ -5,8 +5,9 @@
     python -m train.ocr --words MY/train.json --train text+decoder --out runs/mine     one's own photos alone
     python -m train.ocr ... --resume
 
-PHOTOS are folders of photos without text, to write on. A words file is COCO: a polygon for each word (four corners,
-clockwise from the top left of the text), `iscrowd` 1 where it cannot be read.
+PHOTOS are folders of photos without text, to write on. Words come as a COCO file with a polygon for each word (four
+corners, clockwise from the top left of the text; `iscrowd` 1 where it cannot be read), or as a folder of pictures with
+ICDAR's text files; see `train.text_photos`.
 The result, `OUT/model`, is a folder that `textsam.load` takes.
 """
 
@@ -31,10 +32,12 @@ from train.level_names import LEVELS
 from train.loop import LoopOptions, train
 from train.step import EmbeddingTable, TextSamStep
 from train.synthetic_text import SyntheticText
-from train.text_data import MixedSamples, SyntheticSamples, WordPhotos
+from train.text_data import MixedSamples, SyntheticSamples
 from train.text_encoder import load_targets
+from train.text_photos import TextPhotos
 from train.text_scenes import SceneOptions
 from train.text_step import WrittenTextStep
+from train.text_targets import CORES, INSET
 from train.tiny import SETS, NameIndex, draw_from
 
 # Of MobileNetV2: the first blocks see edges, and their gradients at high resolution cost more than all the rest.
@@ -82,6 +85,7 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
     torch.manual_seed(args.seed)
     model, levels, vocabulary = load_start(args)
     model.config.text_trained = True
+    model.config.text_regions = {"levels": list(LEVELS), "tile": 448, "shrink": dict.fromkeys(CORES, INSET)}
     mobile = model.config.encoder_type == "mobile"
     if mobile:
         model.image_encoder.to(memory_format=torch.channels_last)
@@ -105,7 +109,7 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
         scenes = SyntheticText(args.photos, SceneOptions((args.size, args.size)), args.seed)
         sets.append((SyntheticSamples(scenes, length), args.synthetic_share))
     for file in args.words or ():
-        sets.append((WordPhotos(file, args.size, length, args.seed), args.words_share))
+        sets.append((TextPhotos(file, args.size, length, args.seed), args.words_share))
     objects = None
     if args.objects:
         objects, data = build_objects(args, model, vocabulary, length)
@@ -138,7 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--levels", type=Path, help="names of the levels, for an embedded model that lacks them")
     parser.add_argument("--fine-masks", action="store_true", help="add the head for strokes at full resolution")
     parser.add_argument("--photos", nargs="+", help="folders of photos without text, to write on")
-    parser.add_argument("--words", nargs="+", type=Path, help="COCO files with polygons of words")
+    parser.add_argument("--words", nargs="+", type=Path, help="COCO files or ICDAR folders with outlines of words")
     parser.add_argument("--objects", help="folder of sets with names, to keep what the model knew; needs --names")
     parser.add_argument("--names", help="npz of CLIP text embeddings")
     parser.add_argument("--synthetic-share", type=int, default=5, help="batches of synthetic text in a row")
