@@ -96,6 +96,7 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
         trunk_lr=args.trunk_lr if args.trunk_lr is not None else args.lr / 5,
         train=args.train,
         frozen=FROZEN if mobile else (),
+        faster=(("image_encoder.fine_head.", args.fine_factor), ("fine_masks.", args.fine_factor)),
         lora_rank=args.lora_rank,
         decay_from=args.decay_from,
         seed=args.seed,
@@ -154,6 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--trunk-lr", type=float)
+    parser.add_argument("--fine-factor", type=float, default=1.0, help="on the rate of the head for strokes")
     parser.add_argument("--decay-from", type=float, default=0.6)
     parser.add_argument("--size", type=int, default=320, help="side of the training pictures, px")
     parser.add_argument("--save-every", type=int, default=100)
