@@ -73,8 +73,8 @@ def test_icdar_folder(words: Path, tmp_path: Path) -> None:
     lines = ["20,20,60,20,60,40,20,40,Ink, blot", "80,22,120,22,120,40,80,40,###"]
     (tmp_path / "gt_img_1.txt").write_text("\n".join(lines), encoding="utf-8-sig")
     (photo,) = read_text_photos(tmp_path)
-    assert [counts for _, counts in photo.outlines["word"]] == [True, False]
-    np.testing.assert_array_equal(photo.outlines["word"][0][0], [[[20, 20], [60, 20]], [[20, 40], [60, 40]]])
+    assert [(word.counts, word.text) for word in photo.outlines["word"]] == [(True, "Ink, blot"), (False, "###")]
+    np.testing.assert_array_equal(photo.outlines["word"][0].strip, [[[20, 20], [60, 20]], [[20, 40], [60, 40]]])
     (tmp_path / "gt_img_1.txt").write_text("20,20,60,20,Ink")
     with pytest.raises(ValueError, match=r"gt_img_1\.txt, line 1: expected eight coordinates"):
         read_text_photos(tmp_path)
@@ -122,7 +122,8 @@ def small_model() -> TextSamModel:
 def test_a_step_learns_every_level(words: Path) -> None:
     model = small_model()
     assert model.config.fine_masks
-    step = WrittenTextStep(model, HashedWords().encode(list(LEVELS)))
+    words_encoder = HashedWords()
+    step = WrittenTextStep(model, words_encoder.encode(list(LEVELS)), transcripts=words_encoder.encode)
     samples = [TextPhotos(words, SIDE, 8, scales=(1.0, 1.0), near_text=1.0)[i] for i in range(3)]
     for sample in samples:  # what synthetic scenes know besides
         ink = (sample.pixels[0] > 170).float()
@@ -140,6 +141,8 @@ def test_a_step_learns_every_level(words: Path) -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+    assert {"Ink", "two"} & set(words_encoder.asked)  # words by what they say
+    assert "###" not in words_encoder.asked
 
 
 def test_objects_need_their_step(words: Path) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,9 +45,9 @@ from train.tiny import SETS, NameIndex, draw_from
 FROZEN = tuple(f"image_encoder.trunk.{part}." for part in ("conv0", "block01", "block02", "block03"))
 
 
-def load_start(args: argparse.Namespace) -> tuple[TextSamModel, Tensor, Vocabulary | None]:
-    """The model to start from, the levels' embeddings (5, D) by the encoder that will be asked for them later, and the
-    names that this encoder knows (None: any).
+def load_start(args: argparse.Namespace) -> tuple[TextSamModel, Tensor, Any]:
+    """The model to start from, the levels' embeddings (5, D), and the encoder of words that gave them and will be asked
+    for them later.
 
     Raises:
         ValueError: the encoder does not know the levels.
@@ -63,7 +64,7 @@ def load_start(args: argparse.Namespace) -> tuple[TextSamModel, Tensor, Vocabula
             "--levels, a file that train.level_names writes."
         ) from error
     model = with_fine_masks(sam.model) if args.fine_masks else sam.model
-    return model, levels, getattr(encoder, "vocabulary", None)
+    return model, levels, encoder
 
 
 def with_fine_masks(model: TextSamModel) -> TextSamModel:
@@ -83,7 +84,8 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
         ValueError: nothing to train on. FileNotFoundError: no photos, or no fonts.
     """
     torch.manual_seed(args.seed)
-    model, levels, vocabulary = load_start(args)
+    model, levels, encoder = load_start(args)
+    vocabulary = getattr(encoder, "vocabulary", None)  # a public CLIP reads any text
     model.config.text_trained = True
     model.config.text_regions = {"levels": list(LEVELS), "tile": 448, "shrink": dict.fromkeys(CORES, INSET)}
     mobile = model.config.encoder_type == "mobile"
@@ -115,9 +117,14 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
     if args.objects:
         objects, data = build_objects(args, model, vocabulary, length)
         sets.append((data, 1))
+    if args.transcripts and vocabulary is not None:
+        raise ValueError(
+            "--transcripts needs --clip: the embedded text encoder knows names alone"
+        )
     if not args.photos and not args.words:
         raise ValueError("there is no text to train on: give --photos (synthetic text), --words, or both")
-    step = WrittenTextStep(model, levels, objects)
+    transcripts = encoder.encode if args.transcripts and vocabulary is None else None
+    step = WrittenTextStep(model, levels, objects, transcripts=transcripts)
     return step, MixedSamples(sets, options.batch_size, length), options
 
 
@@ -144,6 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fine-masks", action="store_true", help="add the head for strokes at full resolution")
     parser.add_argument("--photos", nargs="+", help="folders of photos without text, to write on")
     parser.add_argument("--words", nargs="+", type=Path, help="COCO files or ICDAR folders with outlines of words")
+    parser.add_argument("--transcripts", action="store_true", help="also ask for words by what they say; needs --clip")
     parser.add_argument("--objects", help="folder of sets with names, to keep what the model knew; needs --names")
     parser.add_argument("--names", help="npz of CLIP text embeddings")
     parser.add_argument("--synthetic-share", type=int, default=5, help="batches of synthetic text in a row")

@@ -27,6 +27,7 @@ class TextSample:
     strokes: Tensor | None = None  # (S, S) float, 1 on glyphs; None where nobody knows
     boxes: Tensor | None = None  # (G, 4) xyxy px of words
     masks: Tensor | None = None  # (G, S/4, S/4) of these words, whole
+    texts: tuple[str, ...] = ()  # their transcripts
 
 
 class SyntheticSamples(Dataset):
@@ -44,8 +45,8 @@ class SyntheticSamples(Dataset):
         levels = {name: torch.from_numpy(mask) for name, mask in level_masks(scene).items()}
         small = [written.strip for written in scene.words if not written.legible]
         rng = np.random.default_rng((self.scenes.seed, index, 1))
-        strips = [written.strip for written in scene.words if written.legible]
-        boxes, masks = draw_words(strips, (width, height), self.words, rng)
+        written = [(word.strip, word.text) for word in scene.words if word.legible]
+        boxes, masks, texts = draw_words(written, (width, height), self.words, rng)
         return TextSample(
             torch.from_numpy(scene.pixels.copy()).permute(2, 0, 1),
             levels,
@@ -53,26 +54,30 @@ class SyntheticSamples(Dataset):
             torch.from_numpy(scene.strokes.astype(np.float32)),
             boxes,
             masks,
+            texts,
         )
 
 
 def draw_words(
-    strips: list[np.ndarray], size: tuple[int, int], count: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Some of the words: boxes (G, 4) inside the picture and masks (G, H/4, W/4)."""
-    boxes, masks = [], []
-    for i in rng.permutation(len(strips)):
+    written: list[tuple[np.ndarray, str]], size: tuple[int, int], count: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Some of the words (strip, transcript): boxes (G, 4) inside the picture, masks (G, H/4, W/4), transcripts."""
+    boxes, masks, texts = [], [], []
+    for i in rng.permutation(len(written)):
         if len(boxes) == count:
             break
-        points = strips[i].reshape(-1, 2).clip(0, size)
-        box, mask = np.concatenate([points.min(0), points.max(0)]), fill([strips[i]], size)
+        strip, text = written[i]
+        points = strip.reshape(-1, 2).clip(0, size)
+        box, mask = np.concatenate([points.min(0), points.max(0)]), fill([strip], size)
         if mask.sum() > 3:
             boxes.append(box)
             masks.append(mask)
+            texts.append(text)
     cells = (size[1] // 4, size[0] // 4)
     return (
         torch.tensor(np.array(boxes, np.float32).reshape(-1, 4)),
         torch.from_numpy(np.array(masks, np.float32).reshape(-1, *cells)),
+        tuple(texts),
     )
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -25,12 +25,20 @@ UNREADABLE = "###"
 CATEGORIES = ("word", "text line", "text block")
 
 
+class Outline(NamedTuple):
+    """A word, line or block in a photo."""
+
+    strip: np.ndarray  # (2, 2, 2), see `train.text_scenes`
+    counts: bool  # False: cannot be read, neither text nor background
+    text: str
+
+
 @dataclass
 class TextPhoto:
-    """A picture and the outlines in it: level -> (strip (2, 2, 2), whether it counts)."""
+    """A picture and the outlines in it, by level."""
 
     path: Path
-    outlines: dict[str, list[tuple[np.ndarray, bool]]] = field(default_factory=dict)
+    outlines: dict[str, list[Outline]] = field(default_factory=dict)
     strokes: Path | None = None  # a mask of the glyphs, white on black
 
 
@@ -68,12 +76,14 @@ class TextPhotos(Dataset):
         corner = self._corner(photo, image.size, side, rng)
         size = (self.size, self.size)
         known: dict[str, list[np.ndarray]] = {level: [] for level in photo.outlines}
-        void = []
+        void, words = [], []
         for level, outlines in photo.outlines.items():
-            for strip, counts in outlines:
-                moved = (strip - corner) * scale
-                good = counts and np.linalg.norm(moved[1] - moved[0], axis=-1).mean() >= MIN_PX
+            for outline in outlines:
+                moved = (outline.strip - corner) * scale
+                good = outline.counts and np.linalg.norm(moved[1] - moved[0], axis=-1).mean() >= MIN_PX
                 (known[level] if good else void).append(moved)
+                if good and level == "word" and _is_inside(moved, self.size):
+                    words.append((moved, outline.text))
         levels = {"text": fill(known["word"], size), "word": fill(list(map(core, known["word"])), size)}
         if "text line" in known:
             levels["text line"] = fill(list(map(core, known["text line"])), size)
@@ -86,8 +96,7 @@ class TextPhotos(Dataset):
                     np.float32
                 )
             levels["text stroke"] = cv2.resize(strokes, (self.size // 4,) * 2, interpolation=cv2.INTER_AREA)
-        inside = [s for s in known["word"] if _is_inside(s, self.size)]
-        boxes, masks = draw_words(inside, size, 1, rng)
+        boxes, masks, texts = draw_words(words, size, 1, rng)
         return TextSample(
             torch.from_numpy(cut(image, corner, side, self.size)).permute(2, 0, 1),
             {level: torch.from_numpy(mask) for level, mask in levels.items()},
@@ -95,6 +104,7 @@ class TextPhotos(Dataset):
             None if strokes is None else torch.from_numpy(strokes),
             boxes,
             masks,
+            texts,
         )
 
     def _corner(self, photo: TextPhoto, size: tuple[int, int], side: float, rng: np.random.Generator) -> np.ndarray:
@@ -103,7 +113,7 @@ class TextPhotos(Dataset):
         words = photo.outlines["word"]
         if not words or rng.random() >= self.near_text:
             return rng.uniform(low, high)
-        chosen = [strip for strip, counts in words if counts] or [strip for strip, _ in words]
+        chosen = [word.strip for word in words if word.counts] or [word.strip for word in words]
         centre = chosen[int(rng.integers(len(chosen)))].mean((0, 1))
         return (centre - side * rng.uniform(0.15, 0.85, 2)).clip(low, high)
 
@@ -157,7 +167,7 @@ def read_coco(file: Path) -> list[TextPhoto]:
     for entry in content["images"]:
         path = folder / entry["file_name"]
         strokes = file.parent / "strokes" / f"{path.stem}.png"
-        outlines: dict[str, list] = {level: [] for level in levels}
+        outlines: dict[str, list[Outline]] = {level: [] for level in levels}
         photos[entry["id"]] = TextPhoto(path, outlines, strokes if strokes.is_file() else None)
     for entry in content["annotations"]:
         if (level := names.get(entry["category_id"])) in levels:
@@ -165,13 +175,14 @@ def read_coco(file: Path) -> list[TextPhoto]:
     return list(photos.values())
 
 
-def _read_annotation(entry: dict[str, Any], file: Path) -> tuple[np.ndarray, bool]:
+def _read_annotation(entry: dict[str, Any], file: Path) -> Outline:
     polygons = entry.get("segmentation")
     if not isinstance(polygons, list) or not polygons or len(polygons[0]) < 6:
         raise ValueError(f"{file}: annotation {entry.get('id')} has no polygon, which the outline of text needs")
     corners = entry["quad"] if "quad" in entry else polygons[0]
-    counts = not entry.get("iscrowd") and entry.get("legible", True) and entry.get("text") != UNREADABLE
-    return quad_strip(np.ravel(corners).tolist()), bool(counts)
+    text = str(entry.get("text") or "")
+    counts = not entry.get("iscrowd") and entry.get("legible", True) and text != UNREADABLE
+    return Outline(quad_strip(np.ravel(corners).tolist()), bool(counts), text)
 
 
 def read_icdar(folder: Path) -> list[TextPhoto]:
@@ -189,10 +200,11 @@ def read_icdar(folder: Path) -> list[TextPhoto]:
     return photos
 
 
-def _read_line(line: str, where: str) -> tuple[np.ndarray, bool]:
+def _read_line(line: str, where: str) -> Outline:
     parts = line.split(",", 8)
     try:
-        return quad_strip([float(part) for part in parts[:8]]), parts[8].strip() != UNREADABLE
+        text = parts[8].strip()
+        return Outline(quad_strip([float(part) for part in parts[:8]]), text != UNREADABLE, text)
     except (ValueError, IndexError) as error:
         raise ValueError(f"{where}: expected eight coordinates and a transcript, got {line[:60]!r}") from error
 
