@@ -5,8 +5,9 @@
     python -m train.ocr --words MY/train.json --train text+decoder --out runs/mine     one's own photos alone
     python -m train.ocr ... --resume
 
-PHOTOS are folders of photos without text, to write on. A words file is COCO: a polygon for each word (four corners,
-clockwise from the top left of the text), `iscrowd` 1 where it cannot be read.
+PHOTOS are folders of photos without text, to write on. Words come as a COCO file with a polygon for each word (four
+corners, clockwise from the top left of the text; `iscrowd` 1 where it cannot be read), or as a folder of pictures with
+ICDAR's text files; see `train.text_photos`.
 The result, `OUT/model`, is a folder that `textsam.load` takes.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,19 +33,21 @@ from train.level_names import LEVELS
 from train.loop import LoopOptions, train
 from train.step import EmbeddingTable, TextSamStep
 from train.synthetic_text import SyntheticText
-from train.text_data import MixedSamples, SyntheticSamples, WordPhotos
+from train.text_data import MixedSamples, SyntheticSamples
 from train.text_encoder import load_targets
+from train.text_photos import TextPhotos
 from train.text_scenes import SceneOptions
 from train.text_step import WrittenTextStep
+from train.text_targets import CORES, INSET
 from train.tiny import SETS, NameIndex, draw_from
 
 # Of MobileNetV2: the first blocks see edges, and their gradients at high resolution cost more than all the rest.
 FROZEN = tuple(f"image_encoder.trunk.{part}." for part in ("conv0", "block01", "block02", "block03"))
 
 
-def load_start(args: argparse.Namespace) -> tuple[TextSamModel, Tensor, Vocabulary | None]:
-    """The model to start from, the levels' embeddings (5, D) by the encoder that will be asked for them later, and the
-    names that this encoder knows (None: any).
+def load_start(args: argparse.Namespace) -> tuple[TextSamModel, Tensor, Any]:
+    """The model to start from, the levels' embeddings (5, D), and the encoder of words that gave them and will be asked
+    for them later.
 
     Raises:
         ValueError: the encoder does not know the levels.
@@ -60,7 +64,7 @@ def load_start(args: argparse.Namespace) -> tuple[TextSamModel, Tensor, Vocabula
             "--levels, a file that train.level_names writes."
         ) from error
     model = with_fine_masks(sam.model) if args.fine_masks else sam.model
-    return model, levels, getattr(encoder, "vocabulary", None)
+    return model, levels, encoder
 
 
 def with_fine_masks(model: TextSamModel) -> TextSamModel:
@@ -80,8 +84,10 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
         ValueError: nothing to train on. FileNotFoundError: no photos, or no fonts.
     """
     torch.manual_seed(args.seed)
-    model, levels, vocabulary = load_start(args)
+    model, levels, encoder = load_start(args)
+    vocabulary = getattr(encoder, "vocabulary", None)  # a public CLIP reads any text
     model.config.text_trained = True
+    model.config.text_regions = {"levels": list(LEVELS), "tile": 448, "shrink": dict.fromkeys(CORES, INSET)}
     mobile = model.config.encoder_type == "mobile"
     if mobile:
         model.image_encoder.to(memory_format=torch.channels_last)
@@ -92,6 +98,7 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
         trunk_lr=args.trunk_lr if args.trunk_lr is not None else args.lr / 5,
         train=args.train,
         frozen=FROZEN if mobile else (),
+        faster=(("image_encoder.fine_head.", args.fine_factor), ("fine_masks.", args.fine_factor)),
         lora_rank=args.lora_rank,
         decay_from=args.decay_from,
         seed=args.seed,
@@ -105,14 +112,19 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
         scenes = SyntheticText(args.photos, SceneOptions((args.size, args.size)), args.seed)
         sets.append((SyntheticSamples(scenes, length), args.synthetic_share))
     for file in args.words or ():
-        sets.append((WordPhotos(file, args.size, length, args.seed), args.words_share))
+        sets.append((TextPhotos(file, args.size, length, args.seed), args.words_share))
     objects = None
     if args.objects:
         objects, data = build_objects(args, model, vocabulary, length)
         sets.append((data, 1))
+    if args.transcripts and vocabulary is not None:
+        raise ValueError(
+            "--transcripts needs --clip: the embedded text encoder knows names alone"
+        )
     if not args.photos and not args.words:
         raise ValueError("there is no text to train on: give --photos (synthetic text), --words, or both")
-    step = WrittenTextStep(model, levels, objects)
+    transcripts = encoder.encode if args.transcripts and vocabulary is None else None
+    step = WrittenTextStep(model, levels, objects, transcripts=transcripts)
     return step, MixedSamples(sets, options.batch_size, length), options
 
 
@@ -138,7 +150,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--levels", type=Path, help="names of the levels, for an embedded model that lacks them")
     parser.add_argument("--fine-masks", action="store_true", help="add the head for strokes at full resolution")
     parser.add_argument("--photos", nargs="+", help="folders of photos without text, to write on")
-    parser.add_argument("--words", nargs="+", type=Path, help="COCO files with polygons of words")
+    parser.add_argument("--words", nargs="+", type=Path, help="COCO files or ICDAR folders with outlines of words")
+    parser.add_argument("--transcripts", action="store_true", help="also ask for words by what they say; needs --clip")
     parser.add_argument("--objects", help="folder of sets with names, to keep what the model knew; needs --names")
     parser.add_argument("--names", help="npz of CLIP text embeddings")
     parser.add_argument("--synthetic-share", type=int, default=5, help="batches of synthetic text in a row")
@@ -150,6 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--trunk-lr", type=float)
+    parser.add_argument("--fine-factor", type=float, default=1.0, help="on the rate of the head for strokes")
     parser.add_argument("--decay-from", type=float, default=0.6)
     parser.add_argument("--size", type=int, default=320, help="side of the training pictures, px")
     parser.add_argument("--save-every", type=int, default=100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class LoopOptions:
         lr: of new parts; trunk_lr: of the pretrained trunk.
         train: "all"; "text": the text prompt alone; "text+decoder": prompt encoder and decoder.
         frozen: name prefixes that do not train.
+        faster: name prefix -> factor on the rate, for parts that start from nothing beside trained ones.
         lora_rank: of adapters on the ViT's attention, which then trains through them alone; 0: none.
         layer_decay: a ViT block's rate relative to that of the block after it; 1: all alike.
         drop_path: of the ViT's last block, falling linearly to 0 at the first.
@@ -42,6 +44,7 @@ class LoopOptions:
     weight_decay: float = 0.02
     train: Literal["all", "text", "text+decoder"] = "all"
     frozen: tuple[str, ...] = ()
+    faster: tuple[tuple[str, float], ...] = ()
     lora_rank: int = 0
     trunk: str = "image_encoder.trunk."
     layer_decay: float = 1.0
@@ -135,6 +138,7 @@ def build_optimizer(model: TextSamModel, options: LoopOptions) -> torch.optim.Op
         if parameter.requires_grad:
             lr = options.trunk_lr if name.startswith(options.trunk) else options.lr
             lr *= options.layer_decay ** layers_above(name, depth)
+            lr *= math.prod(factor for prefix, factor in options.faster if name.startswith(prefix))
             decay = options.weight_decay if parameter.ndim > 1 and "embed" not in name else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
     if not groups:

@@ -2,6 +2,9 @@
 
     python -m train.package --model runs/tiny/model --text-encoder weights/text_encoder \\
         --crop-encoder weights/crop_encoder --image-size 448 --out textsam/weights/textsam-tiny
+    python -m train.package --model runs/ocr/model --image-size 448 --out textsam/weights/textsam-tiny-ocr
+
+A model that adds names to the embedded encoders (`extra_names.safetensors`) shares them and carries none of its own.
 """
 
 from __future__ import annotations
@@ -13,39 +16,50 @@ from pathlib import Path
 
 import torch
 
+from textsam.checkpoints.encoders import CROP_ENCODER, EXTRA_NAMES, TEXT_ENCODER
 from textsam.language.small_clip import SmallCropEncoder, SmallTextEncoder
 from textsam.model import TextSamModel
 
-MAX_BYTES = 24_000_000
+MAX_BYTES, MAX_SHARING_BYTES = 24_000_000, 12_000_000
 
 
-def package(model: Path, text_encoder: Path, crop_encoder: Path, out: Path, image_size: int | None = None) -> int:
+def package(
+    model: Path, text_encoder: Path | None, crop_encoder: Path | None, out: Path, image_size: int | None = None
+) -> int:
     """Write the folder; returns its size in bytes.
 
     Args:
+        text_encoder, crop_encoder: None where the model shares those of the embedded model.
         image_size: side in px that photos are resized to in use, where that is not the side of training.
     Raises:
-        ValueError: it would be larger than 24 MB.
+        ValueError: it would be larger than 24 MB, or than 12 MB without encoders; or it has no encoders at all.
     """
     trained = TextSamModel.from_pretrained(model, dtype=torch.float32)
     trained.half().save_pretrained(out)
-    SmallTextEncoder.from_pretrained(text_encoder).save_pretrained(out / "text_encoder")
-    SmallCropEncoder.from_pretrained(crop_encoder).save_pretrained(out / "crop_encoder")
+    if text_encoder is not None and crop_encoder is not None:
+        SmallTextEncoder.from_pretrained(text_encoder).save_pretrained(out / TEXT_ENCODER)
+        SmallCropEncoder.from_pretrained(crop_encoder).save_pretrained(out / CROP_ENCODER)
+        limit = MAX_BYTES
+    elif (model / EXTRA_NAMES).is_file():
+        shutil.copyfile(model / EXTRA_NAMES, out / EXTRA_NAMES)
+        limit = MAX_SHARING_BYTES
+    else:
+        raise ValueError(f"{model} has no {EXTRA_NAMES}: give --text-encoder and --crop-encoder")
     config = json.loads((out / "config.json").read_text())
     config["dtype"] = "float32"  # stored in half the size, computed in full
     config["image_size"] = image_size or config["image_size"]
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.copyfile(model / "training.json", out / "training.json")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    if size > MAX_BYTES:
-        raise ValueError(f"{out} has {size / 1e6:.1f} MB, expected at most {MAX_BYTES / 1e6:.0f} MB")
+    if size > limit:
+        raise ValueError(f"{out} has {size / 1e6:.1f} MB, expected at most {limit / 1e6:.0f} MB")
     return size
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("model", "text-encoder", "crop-encoder", "out"):
-        parser.add_argument(f"--{name}", required=True, type=Path)
+        parser.add_argument(f"--{name}", required=name in ("model", "out"), type=Path)
     parser.add_argument("--image-size", type=int)
     args = parser.parse_args()
     size = package(args.model, args.text_encoder, args.crop_encoder, args.out, args.image_size)

@@ -5,6 +5,8 @@ Batches of objects (`train.data.Sample`) go to `TextSamStep`, so that a model ke
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +28,8 @@ class WrittenTextStep(nn.Module):
         model: what is trained.
         level_embeddings: (5, D) of `LEVELS`, of unit length.
         objects: the step for batches of objects, on the same model; None when there are none.
+        transcripts: texts to (N, D) embeddings, by a CLIP that reads any text; None: words are never asked for by what
+            they say. Other places that say the same are taken for background.
         queries: levels asked of each picture.
         noise: standard deviation of Gaussian noise on each embedding, times its length.
     """
@@ -36,12 +40,13 @@ class WrittenTextStep(nn.Module):
         level_embeddings: Tensor,
         objects: TextSamStep | None = None,
         *,
+        transcripts: Callable[[list[str]], Tensor] | None = None,
         queries: int = 3,
         noise: float = 0.1,
         loss_weights: LossWeights | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.objects = model, objects
+        self.model, self.objects, self.transcripts = model, objects, transcripts
         self.queries, self.noise = queries, noise
         self.loss_weights = loss_weights or LossWeights()
         self.register_buffer("level_embeddings", level_embeddings, persistent=False)
@@ -175,31 +180,33 @@ class WrittenTextStep(nn.Module):
         known = self._known(samples)
         results["image_presence"] = self.loss_weights.image_presence * (each * known).sum() / known.sum() / 2
 
-    # -- words by box and click -----------------------------------------------------------------------------------
+    # -- words by box, click and transcript ----------------------------------------------------------------------
 
     def _words(
         self, image: ImageEmbeddings, samples: list[TextSample], generator: torch.Generator, results: dict[str, Tensor]
     ) -> None:
-        """One word of each of a few pictures, asked for by a box or a click."""
+        """One word of each of two pictures, asked for by a box, a click or, where CLIP allows, what it says."""
         device = self.level_embeddings.device
         rows = [b for b, sample in enumerate(samples) if sample.boxes is not None and len(sample.boxes)]
         rows = rows[:: max(1, len(rows) // 2)][:2]
         if not rows:
             return
-        index = torch.tensor(rows, device=device)
-        boxes = torch.stack([samples[b].boxes[0] for b in rows]).to(device)
         targets = torch.stack([samples[b].masks[0] for b in rows]).to(device)
         weights = torch.stack([samples[b].weights for b in rows]).to(device)
-        if torch.rand((), generator=generator) < 0.5:
-            prompts = self.model.encode_prompts(
-                image, boxes=noisy_boxes(boxes, image.input_size[0], generator), image_index=index
-            )
+        prompt: dict[str, Tensor]
+        kind = float(torch.rand((), generator=generator))
+        texts = [samples[b].texts[0] for b in rows]
+        if self.transcripts is not None and kind > 0.6 and all(texts):
+            prompt = {"text_embeddings": self.transcripts(texts).to(device)}
+        elif kind < 0.5 if self.transcripts is None else kind < 0.3:
+            boxes = torch.stack([samples[b].boxes[0] for b in rows]).to(device)
+            prompt = {"boxes": noisy_boxes(boxes, image.input_size[0], generator)}
         else:
             clicks = torch.stack([_point_in(mask, generator) for mask in targets.cpu()]).to(device)
             labels = torch.ones(len(rows), 1, dtype=torch.int64, device=device)
-            prompts = self.model.encode_prompts(
-                image, point_coords=clicks[:, None], point_labels=labels, image_index=index
-            )
+            prompt = {"point_coords": clicks[:, None], "point_labels": labels}
+        index = torch.tensor(rows, device=device)
+        prompts = self.model.encode_prompts(image, image_index=index, **prompt)
         out = self.model.decode_masks(image, prompts, multimask_output=False, image_index=index)
         logits = out.low_res_logits.float()[:, 0]
         results["words"] = self._mask_loss(logits, targets, weights).mean() / 2

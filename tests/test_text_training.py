@@ -1,0 +1,151 @@
+"""Training on written text in miniature: data sets are read right, a step learns, the command line leaves a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from miniatures import CLIP_DIM, HashedWords
+from PIL import Image, ImageDraw, ImageFont
+
+from textsam.config import TextSamConfig
+from textsam.model import TextSamModel
+from train.level_names import LEVELS, level_targets
+from train.ocr import with_fine_masks
+from train.text_data import MixedSamples, TextSample
+from train.text_photos import TextPhotos, quad_strip, read_text_photos
+from train.text_step import WrittenTextStep
+
+SIDE = 96
+
+
+def write_photos(folder: Path, count: int = 4) -> Path:
+    """Photos with two words each, and a third that nobody can read, as a COCO file."""
+    (folder / "images").mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
+    for number in range(count):
+        picture = Image.new("RGB", (160, 120), (40 + 20 * number, 70, 60))
+        pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=26)
+        for word, (x, y) in {"Ink": (20, 20), "two": (80, 22), "###": (30, 80)}.items():
+            pen.text((x, y), word, fill=(250, 240, 230), font=font)
+            x1, y1, x2, y2 = pen.textbbox((x, y), word, font=font)
+            entries.append(
+                {"id": len(entries) + 1, "image_id": number + 1, "category_id": 1, "iscrowd": int(word == "###"),
+                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "text": word,
+                 "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]]}
+            )  # fmt: skip
+        picture.save(folder / "images" / f"{number}.png")
+        images.append({"id": number + 1, "file_name": f"{number}.png", "width": 160, "height": 120})
+    file = folder / "train.json"
+    content = {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "text"}]}
+    file.write_text(json.dumps(content))
+    return file
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("words") / "mine")
+
+
+def test_words_of_a_coco_file(words: Path) -> None:
+    photos = TextPhotos(words, SIDE, length=40, scales=(1.0, 1.0))
+    assert [len(photo.outlines["word"]) for photo in photos.photos] == [3] * 4
+    for index in range(20):
+        sample = photos[index]
+        assert set(sample.levels) == {"text", "word"}
+        assert sample.pixels.shape == (3, SIDE, SIDE)
+        bright = torch.nn.functional.avg_pool2d((sample.pixels[0] > 170).float()[None], 4)[0]
+        outside = (sample.levels["text"] == 0) & (sample.weights > 0)
+        assert bright[outside].sum() < 0.1 * max(float(bright.sum()), 1.0)  # letters lie in words, or count for nothing
+        assert (sample.levels["word"] <= sample.levels["text"] + 0.15).all()  # cores
+    same, other = photos[3], TextPhotos(words, SIDE, 40, seed=1, scales=(1.0, 1.0))[3]
+    assert torch.equal(same.pixels, photos[3].pixels)
+    assert not torch.equal(same.pixels, other.pixels)
+
+
+def test_icdar_folder(words: Path, tmp_path: Path) -> None:
+    Image.open(words.parent / "images" / "0.png").save(tmp_path / "img_1.png")
+    lines = ["20,20,60,20,60,40,20,40,Ink, blot", "80,22,120,22,120,40,80,40,###"]
+    (tmp_path / "gt_img_1.txt").write_text("\n".join(lines), encoding="utf-8-sig")
+    (photo,) = read_text_photos(tmp_path)
+    assert [(word.counts, word.text) for word in photo.outlines["word"]] == [(True, "Ink, blot"), (False, "###")]
+    np.testing.assert_array_equal(photo.outlines["word"][0].strip, [[[20, 20], [60, 20]], [[20, 40], [60, 40]]])
+    (tmp_path / "gt_img_1.txt").write_text("20,20,60,20,Ink")
+    with pytest.raises(ValueError, match=r"gt_img_1\.txt, line 1: expected eight coordinates"):
+        read_text_photos(tmp_path)
+    (tmp_path / "gt_img_1.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no gt_img_1\.txt beside it"):
+        read_text_photos(tmp_path)
+
+
+def test_bad_files_are_named(words: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="expected a COCO file or a folder"):
+        read_text_photos(tmp_path / "nothing.json")
+    content = json.loads(words.read_text())
+    content["annotations"][1]["segmentation"] = {"size": [120, 160], "counts": "abc"}
+    (words.parent / "masks.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="annotation 2 has no polygon"):
+        read_text_photos(words.parent / "masks.json")
+
+
+def test_polygons_of_many_points_become_their_rectangle() -> None:
+    strip = quad_strip([10, 10, 30, 10, 50, 10, 50, 20, 30, 20, 10, 20])
+    np.testing.assert_allclose(strip, [[[10, 10], [50, 10]], [[10, 20], [50, 20]]], atol=1e-4)
+
+
+def test_batches_of_several_sets_take_turns() -> None:
+    mixed = MixedSamples([(range(100, 200), 2), (range(300, 400), 1)], batch_size=2, length=12)
+    assert [mixed[i] // 100 for i in range(12)] == [1, 1, 1, 1, 3, 3] * 2
+
+
+def test_levels_are_vectors_of_their_own() -> None:
+    names = torch.nn.functional.normalize(torch.randn(200, 128) * 0.4 + torch.randn(128), dim=-1)
+    levels = level_targets(names)
+    assert levels.shape == (len(LEVELS), 128)
+    torch.testing.assert_close(levels.norm(dim=1), torch.ones(len(LEVELS)))
+    centred = torch.nn.functional.normalize(levels - names.mean(0), dim=-1)
+    assert (centred @ centred.T - torch.eye(len(LEVELS))).abs().max() < 0.2
+    assert torch.equal(levels, level_targets(names))
+
+
+def small_model() -> TextSamModel:
+    torch.manual_seed(0)
+    config = TextSamConfig.tiny(image_size=SIDE, prompt_dim=32, decoder_heads=2, decoder_mlp_dim=32, clip_dim=CLIP_DIM)
+    return with_fine_masks(TextSamModel(config))
+
+
+def test_a_step_learns_every_level(words: Path) -> None:
+    model = small_model()
+    assert model.config.fine_masks
+    words_encoder = HashedWords()
+    step = WrittenTextStep(model, words_encoder.encode(list(LEVELS)), transcripts=words_encoder.encode)
+    samples = [TextPhotos(words, SIDE, 8, scales=(1.0, 1.0), near_text=1.0)[i] for i in range(3)]
+    for sample in samples:  # what synthetic scenes know besides
+        ink = (sample.pixels[0] > 170).float()
+        sample.strokes = ink
+        sample.levels["text stroke"] = torch.nn.functional.avg_pool2d(ink[None], 4)[0]
+    empty = TextSample(samples[0].pixels * 0 + 60, {"text": torch.zeros(24, 24)}, torch.ones(24, 24))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for number in range(40):
+        results = step([*samples, empty], torch.Generator().manual_seed(number % 4))
+        assert {"text", "iou", "presence", "fine", "similarity", "image_presence", "nothing"} <= set(results)
+        loss = sum(value for name, value in results.items() if not name.startswith("_"))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+    assert {"Ink", "two"} & set(words_encoder.asked)  # words by what they say
+    assert "###" not in words_encoder.asked
+
+
+def test_objects_need_their_step(words: Path) -> None:
+    step = WrittenTextStep(small_model(), HashedWords().encode(list(LEVELS)))
+    with pytest.raises(ValueError, match="a batch of objects came"):
+        step(["not a TextSample"], torch.Generator())

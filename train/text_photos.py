@@ -1,0 +1,221 @@
+"""Photos with outlines of their words as training samples: COCO files and ICDAR's folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch.utils.data import Dataset
+
+from train.data import jitter_colour
+from train.synthetic_text import PHOTO_ENDINGS
+from train.text_data import TextSample, draw_words
+from train.text_targets import core, fill, unknown
+
+MIN_PX = 5.0  # what is lower is neither text nor background
+UNREADABLE = "###"
+# A file with the one category "text" holds words, as ICDAR's.
+CATEGORIES = ("word", "text line", "text block")
+
+
+class Outline(NamedTuple):
+    """A word, line or block in a photo."""
+
+    strip: np.ndarray  # (2, 2, 2), see `train.text_scenes`
+    counts: bool  # False: cannot be read, neither text nor background
+    text: str
+
+
+@dataclass
+class TextPhoto:
+    """A picture and the outlines in it, by level."""
+
+    path: Path
+    outlines: dict[str, list[Outline]] = field(default_factory=dict)
+    strokes: Path | None = None  # a mask of the glyphs, white on black
+
+
+class TextPhotos(Dataset):
+    """Squares of S px, cut out of the photos at a random scale around 1. A level without outlines in the data set is
+    unknown: nothing is asked about it.
+
+    Args:
+        source: a COCO file, or a folder in ICDAR's format; see `read_text_photos`. size: S.
+        near_text: share of the cuts that are placed on a word.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        size: int,
+        length: int,
+        seed: int = 0,
+        scales: tuple[float, float] = (0.6, 1.6),
+        near_text: float = 0.8,
+    ) -> None:
+        self.size, self.length, self.seed, self.scales, self.near_text = size, length, seed, scales, near_text
+        self.photos = read_text_photos(source)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> TextSample:
+        rng = np.random.default_rng((self.seed, index, 2))
+        photo = self.photos[int(rng.integers(len(self.photos)))]
+        with Image.open(photo.path) as file:
+            image = jitter_colour(file.convert("RGB"), rng)
+        scale = float(np.exp(rng.uniform(*np.log(self.scales))))
+        side = self.size / scale
+        corner = self._corner(photo, image.size, side, rng)
+        size = (self.size, self.size)
+        known: dict[str, list[np.ndarray]] = {level: [] for level in photo.outlines}
+        void, words = [], []
+        for level, outlines in photo.outlines.items():
+            for outline in outlines:
+                moved = (outline.strip - corner) * scale
+                good = outline.counts and np.linalg.norm(moved[1] - moved[0], axis=-1).mean() >= MIN_PX
+                (known[level] if good else void).append(moved)
+                if good and level == "word" and _is_inside(moved, self.size):
+                    words.append((moved, outline.text))
+        levels = {"text": fill(known["word"], size), "word": fill(list(map(core, known["word"])), size)}
+        if "text line" in known:
+            levels["text line"] = fill(list(map(core, known["text line"])), size)
+        if "text block" in known:
+            levels["text block"] = fill(known["text block"], size)
+        strokes = None
+        if photo.strokes is not None:
+            with Image.open(photo.strokes) as file:
+                strokes = (cut(file.convert("RGB"), corner, side, self.size, outside=0)[..., 0] > 127).astype(
+                    np.float32
+                )
+            levels["text stroke"] = cv2.resize(strokes, (self.size // 4,) * 2, interpolation=cv2.INTER_AREA)
+        boxes, masks, texts = draw_words(words, size, 1, rng)
+        return TextSample(
+            torch.from_numpy(cut(image, corner, side, self.size)).permute(2, 0, 1),
+            {level: torch.from_numpy(mask) for level, mask in levels.items()},
+            torch.from_numpy(unknown(void, size)),
+            None if strokes is None else torch.from_numpy(strokes),
+            boxes,
+            masks,
+            texts,
+        )
+
+    def _corner(self, photo: TextPhoto, size: tuple[int, int], side: float, rng: np.random.Generator) -> np.ndarray:
+        """Top left of the cut, px: often one that has a word in it."""
+        low, high = np.minimum(0, np.array(size) - side), np.maximum(0, np.array(size) - side)
+        words = photo.outlines["word"]
+        if not words or rng.random() >= self.near_text:
+            return rng.uniform(low, high)
+        chosen = [word.strip for word in words if word.counts] or [word.strip for word in words]
+        centre = chosen[int(rng.integers(len(chosen)))].mean((0, 1))
+        return (centre - side * rng.uniform(0.15, 0.85, 2)).clip(low, high)
+
+
+def _is_inside(strip: np.ndarray, side: int) -> bool:
+    centre = strip.mean((0, 1))
+    return bool(((centre > 0) & (centre < side)).all())
+
+
+def cut(image: Image.Image, corner: np.ndarray, side: float, size: int, outside: int = 127) -> np.ndarray:
+    """A square of `side` px at `corner` as (size, size, 3) uint8; what lies outside the picture is grey."""
+    if side > size * 1.1:
+        image = image.filter(ImageFilter.GaussianBlur(0.4 * side / size))
+    matrix = (side / size, 0, corner[0], 0, side / size, corner[1])
+    resample = Image.Resampling.BILINEAR
+    return np.array(image.transform((size, size), Image.Transform.AFFINE, matrix, resample, fillcolor=(outside,) * 3))
+
+
+def read_text_photos(source: str | Path) -> list[TextPhoto]:
+    """All photos of a data set.
+
+    Args:
+        source: a COCO file whose annotations have polygons, with the categories "word" (or "text"), "text line" and
+            "text block", pictures in `images/` beside it or beside it, masks of glyphs in `strokes/` where there are
+            any. Or a folder of pictures with ICDAR's text files, `gt_NAME.txt` or `NAME.txt`: eight coordinates,
+            clockwise from the top left of the text, and the transcript on each line.
+    Raises:
+        FileNotFoundError: there is no such file or folder, or a picture is missing.
+        ValueError: a line or an annotation is wrong, naming it.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise FileNotFoundError(f"there is no {source}: expected a COCO file or a folder in ICDAR's format")
+    photos = read_icdar(source) if source.is_dir() else read_coco(source)
+    if not any(photo.outlines.get("word") for photo in photos):
+        raise ValueError(f"{source} has no outline of a word")
+    if missing := [photo.path for photo in photos if not photo.path.is_file()]:
+        raise FileNotFoundError(f"{source}: {len(missing)} pictures are missing, the first is {missing[0]}")
+    return photos
+
+
+def read_coco(file: Path) -> list[TextPhoto]:
+    """The photos of a COCO file; see `read_text_photos`."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    names = {entry["id"]: entry["name"].lower() for entry in content["categories"]}
+    if "word" not in names.values():
+        names = {key: "word" if name == "text" else name for key, name in names.items()}
+    levels = [name for name in CATEGORIES if name in names.values()]
+    folder = file.parent / "images" if (file.parent / "images").is_dir() else file.parent
+    photos = {}
+    for entry in content["images"]:
+        path = folder / entry["file_name"]
+        strokes = file.parent / "strokes" / f"{path.stem}.png"
+        outlines: dict[str, list[Outline]] = {level: [] for level in levels}
+        photos[entry["id"]] = TextPhoto(path, outlines, strokes if strokes.is_file() else None)
+    for entry in content["annotations"]:
+        if (level := names.get(entry["category_id"])) in levels:
+            photos[entry["image_id"]].outlines[level].append(_read_annotation(entry, file))
+    return list(photos.values())
+
+
+def _read_annotation(entry: dict[str, Any], file: Path) -> Outline:
+    polygons = entry.get("segmentation")
+    if not isinstance(polygons, list) or not polygons or len(polygons[0]) < 6:
+        raise ValueError(f"{file}: annotation {entry.get('id')} has no polygon, which the outline of text needs")
+    corners = entry["quad"] if "quad" in entry else polygons[0]
+    text = str(entry.get("text") or "")
+    counts = not entry.get("iscrowd") and entry.get("legible", True) and text != UNREADABLE
+    return Outline(quad_strip(np.ravel(corners).tolist()), bool(counts), text)
+
+
+def read_icdar(folder: Path) -> list[TextPhoto]:
+    """The photos of a folder with ICDAR's text files; see `read_text_photos`."""
+    photos = []
+    for path in sorted(file for file in folder.iterdir() if file.suffix.lower() in PHOTO_ENDINGS):
+        texts = [file for file in (folder / f"gt_{path.stem}.txt", folder / f"{path.stem}.txt") if file.is_file()]
+        if not texts:
+            raise FileNotFoundError(f"{path} has no gt_{path.stem}.txt beside it; an empty file says: no text")
+        words = []
+        for number, line in enumerate(texts[0].read_text(encoding="utf-8-sig").splitlines(), start=1):
+            if line.strip():
+                words.append(_read_line(line, f"{texts[0]}, line {number}"))
+        photos.append(TextPhoto(path, {"word": words}))
+    return photos
+
+
+def _read_line(line: str, where: str) -> Outline:
+    parts = line.split(",", 8)
+    try:
+        text = parts[8].strip()
+        return Outline(quad_strip([float(part) for part in parts[:8]]), text != UNREADABLE, text)
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{where}: expected eight coordinates and a transcript, got {line[:60]!r}") from error
+
+
+def quad_strip(polygon: Sequence[float]) -> np.ndarray:
+    """A flat polygon x1 y1 x2 y2 ... -> (2, 2, 2): upper edge and lower edge, both from left to right.
+
+    Of a polygon with other than four corners, the smallest rectangle around it.
+    """
+    points = np.asarray(polygon, np.float64).reshape(-1, 2)
+    if len(points) != 4:
+        box = cv2.boxPoints(cv2.minAreaRect(points.astype(np.float32)))
+        points = np.roll(box, -int(np.argmin(box.sum(1))), axis=0).astype(np.float64)
+    return np.stack([points[:2], points[[3, 2]]])
