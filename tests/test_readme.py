@@ -108,7 +108,7 @@ def test_links_to_files_exist() -> None:
         assert (ROOT / link).exists(), link
 
 
-@pytest.mark.parametrize("name", ["segment", "generate", "info", "demo", "bench", "evaluate", "export", "label", "crops"])
+@pytest.mark.parametrize("name", commands())
 def test_help(name: str) -> None:
     result = CliRunner().invoke(app, [name, "--help"])
     assert result.exit_code == 0

@@ -12,10 +12,15 @@ import torch
 from miniatures import HashedWords, mobile_miniature
 from written import CONFIG, box, paint, reader
 
+from textsam.config import TextSamConfig
+from textsam.language.queries import QueryList
+from textsam.model import TextSamModel
 from textsam.predictor import TextSam
+from textsam.prompting.encoded_image import encode_images
+from textsam.queries import find_queries
 from textsam.text_regions.instances import BoxOptions, boxes_of_map
 from textsam.text_regions.levels import TextRegionConfig
-from textsam.text_regions.maps import TileAnswer, scales_for
+from textsam.text_regions.maps import TileAnswer, model_reader, scales_for
 from textsam.text_regions.options import TextReadingOptions
 from textsam.text_regions.quads import polygon_iou
 from textsam.text_regions.reading import read_levels
@@ -319,6 +324,24 @@ def test_predict_reads_levels_by_tiles(sam: TextSam, cat_photo: np.ndarray) -> N
     assert "quad" not in batch[1].data
 
 
+def test_ink_is_redrawn_at_full_resolution(cat_photo: np.ndarray) -> None:
+    torch.manual_seed(0)
+    sizes = {"prompt_dim": 32, "decoder_heads": 2, "decoder_mlp_dim": 32, "clip_dim": 48, "image_size": 64}
+    model = TextSamModel(TextSamConfig.tiny(**sizes, fine_masks=True, text_trained=True)).eval()
+    texts = HashedWords().encode(["word", "text stroke"])
+    tile = cat_photo[:64, :64]
+    levels = ["word", "text stroke"]
+    answer = model_reader(model, lambda pixels: encode_images(model, [pixels], 64)[0], levels, texts)(tile)
+    assert answer.logits.shape == (2, 16, 16)
+    assert answer.strokes is not None
+    with torch.inference_mode():
+        encoded = encode_images(model, [tile], 64)[0]
+        expected = model.refine_masks(encoded.embeddings, torch.from_numpy(answer.logits)[1:, None])[0, 0]
+    np.testing.assert_array_equal(answer.strokes, expected.numpy())
+    without = model_reader(model, lambda pixels: encode_images(model, [pixels], 64)[0], ["word"], texts[:1])(tile)
+    assert without.strokes is None
+
+
 def test_predict_keeps_the_best_and_the_order(sam: TextSam, cat_photo: np.ndarray) -> None:
     photo = cat_photo[:100, :150]
     every, one = sam.predict(photo, text="word"), sam.predict(photo, text="word", max_instances=1)
@@ -326,6 +349,17 @@ def test_predict_keeps_the_best_and_the_order(sam: TextSam, cat_photo: np.ndarra
     np.testing.assert_array_equal(one.data["quad"], every.data["quad"][[every.confidence.argmax()]])
     sure = sam.predict(photo, text="word", threshold=float(every.confidence.max()))
     assert 1 <= len(sure) < len(every)
+
+
+def test_levels_as_classes(sam: TextSam, cat_photo: np.ndarray) -> None:
+    photo = cat_photo[:100, :150]
+    expected = sam.predict(photo, text=["word", "text"])
+    found = find_queries(sam, photo, QueryList.parse(["writing = word", "area = text"]))
+    np.testing.assert_array_equal(found.data["quad"], expected.data["quad"])
+    assert found.data["class_name"].tolist() == ["writing" if n == "word" else "area" for n in expected.data["level"]]
+    one = find_queries(sam, photo, QueryList.parse(["writing = word", "area = text @ 1"]), max_instances=1)
+    assert one.data["class_name"].tolist() == ["writing"]
+    assert one.confidence[0] == expected.confidence[expected.class_id == 0].max()
 
 
 def test_clicks_with_a_level_are_clicks(sam: TextSam, cat_photo: np.ndarray) -> None:

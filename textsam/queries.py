@@ -35,8 +35,12 @@ def find_queries(
         max_instances: for each class, the most confident.
         threshold: for classes without one of their own; None: the model's default.
     Returns:
-        as `TextSam.predict`, with class_id and class_name those of the classes, and data["query_text"] the synonym.
+        as `TextSam.predict`, levels of written text in reading order, with class_id and class_name those of the
+        classes, and data["query_text"] the synonym.
     """
+    if sam.text_reader is not None and sam.text_reader.levels_asked(queries.texts):
+        default = sam.text_reader.options.min_score if threshold is None else threshold
+        return _find_written_text(sam, image, queries, max_instances, default)
     options = sam.text_options if sam.model.config.text_trained else sam.ranking_options
     own = [query.threshold for query in queries.queries]
     lowest = threshold
@@ -71,6 +75,27 @@ def find_queries(
     order = np.concatenate([*chosen, np.zeros(0, dtype=np.int64)]).astype(np.int64)
     result = found[order]
     result.class_id = classes[order]
+    result.data["class_name"] = np.array([queries.names[number] for number in result.class_id], dtype=str)
+    result.data["prompt_index"] = result.class_id
+    return result
+
+
+def _find_written_text(
+    sam: TextSam, image: Any, queries: QueryList, max_instances: int | None, threshold: float
+) -> sv.Detections:
+    """Levels of written text as classes; regions of a level do not repeat each other, so nothing is suppressed."""
+    least = np.array([threshold if query.threshold is None else query.threshold for query in queries.queries])
+    negatives = list(queries.negative_texts) or None
+    found = sam.predict(image, text=queries.texts, negative_text=negatives, threshold=float(least.min()))
+    classes = np.array(queries.class_of_text, dtype=np.int64)[found.class_id]
+    keep = np.flatnonzero(found.confidence >= least[classes])
+    if max_instances is not None:
+        ranked = keep[np.argsort(-found.confidence[keep], kind="stable")]
+        best = [ranked[classes[ranked] == number][:max_instances] for number in range(len(least))]
+        keep = np.sort(np.concatenate(best))
+    result = found[keep]
+    result.data["query_text"] = result.data["class_name"]
+    result.class_id = classes[keep]
     result.data["class_name"] = np.array([queries.names[number] for number in result.class_id], dtype=str)
     result.data["prompt_index"] = result.class_id
     return result
