@@ -1,5 +1,6 @@
 """Fixtures shared by the tests. None of them downloads anything."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +58,18 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     SmallCropEncoder(embed_dim=CLIP_DIM).save_pretrained(folder / "crop_encoder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def page_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the page runs in, and its temporary folder."""
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="session")
+def page_url(page_folder: Path) -> Iterator[str]:
+    """The address of the page, with the embedded model; one for all tests of a process, as it takes long to start."""
+    from app_server import running_page
+
+    with running_page(page_folder) as address:
+        yield address
