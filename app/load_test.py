@@ -47,6 +47,12 @@ class Person:
             for target, event in dependency["targets"]
         }
 
+    def __enter__(self) -> Person:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+
     def upload(self, name: str, content: bytes) -> dict[str, Any]:
         """A file, as an input of `act`."""
         answer = self.client.post("/gradio_api/upload", files={"files": (name, content)}).raise_for_status()
@@ -106,9 +112,10 @@ class Visit(threading.Thread):
 
     def run(self) -> None:
         try:
-            end = time.monotonic() + self.seconds
-            while time.monotonic() < end:
-                self._round()
+            with self.person:
+                end = time.monotonic() + self.seconds
+                while time.monotonic() < end:
+                    self._round()
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs into the report
             self.problems.append(f"{type(error).__name__}: {error}")
 

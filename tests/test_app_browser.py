@@ -233,6 +233,10 @@ def test_negative_words_and_unknown_words(visitor: Visitor) -> None:
     visitor.tab.press("#words textarea", "Enter")
     assert "does not know “collar”" in visitor.toast()
     visitor.wait_masks(1)
+    visitor.tab.fill("#words textarea", "<img src=x onerror=document.title='hacked'>")
+    visitor.tab.press("#words textarea", "Enter")
+    visitor.tab.locator(".toast-body", has_text="<img src=x").wait_for()
+    assert visitor.tab.title() == "TextSAM"  # what somebody typed stays text
 
 
 def test_downloads_and_collection(visitor: Visitor) -> None:

@@ -402,3 +402,23 @@ def test_workers_and_threshold(sam: TextSam) -> None:
     assert 1 <= count <= 4
     assert threads == 1
     assert default_threshold(sam) == 0.4
+
+
+def test_paintings_are_bounded() -> None:
+    from gradio.components.image_editor import AcceptBlobs
+
+    from app.brush import LAYERS, PAINTINGS, brush_editor
+
+    editor = brush_editor()
+
+    def stroke(number: int, index: str, content: bytes = b"png") -> None:
+        data = {"type": "layer", "index": index, "file": content, "id": str(number)}
+        editor.accept_blobs(AcceptBlobs(data=data, files=[("blob", content)]))
+
+    for number in range(PAINTINGS + 3):
+        stroke(number, "0")
+    assert list(editor.blob_storage) == [str(number) for number in range(3, PAINTINGS + 3)]
+    with pytest.raises(ValueError, match=f"at most {LAYERS} layers"):
+        stroke(0, "1000000000")
+    with pytest.raises(ValueError, match="at most 20 MB"):
+        stroke(0, "0", b"0" * 20_000_001)

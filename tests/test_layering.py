@@ -108,6 +108,7 @@ PAGE_LAYERS = [
     "session",
     "actions",
     "lists",
+    "brush",
     "handlers",
     "endpoints",
     "page",
