@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import supervision as sv
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from app.scene import Found, Prompts, detections_of
 from textsam.files.images import RgbImage
+from textsam.files.rle import decode_mask
 from textsam.prompting.detections import UNNAMED_CLASS
 
 PALETTE = sv.ColorPalette.from_hex(
@@ -18,6 +20,7 @@ PALETTE = sv.ColorPalette.from_hex(
 MARKS = sv.ColorPalette.from_hex(["#16a34a", "#dc2626", "#facc15"])  # on the object, beside it, boxes and brush
 POSITIVE, NEGATIVE, AREA = range(3)
 THUMBNAIL_SIDE = 360
+VIEW_SIDE = 1280  # px, at least, of the longer side of what is shown
 
 
 def hex_colour(row: Found) -> str:
@@ -25,18 +28,34 @@ def hex_colour(row: Found) -> str:
     return PALETTE.by_idx(row.colour).as_hex()
 
 
-def draw_masks(photo: RgbImage, rows: Sequence[Found], chosen: int | None = None, labels: bool = True) -> RgbImage:
-    """Masks tinted and outlined in their colours, and named; the chosen one stands out.
+def view_size(photo: RgbImage) -> tuple[int, int]:
+    """Width and height of what the page shows: small photos are enlarged here, because Gradio's clicks are only right
+    on pictures that the browser does not enlarge."""
+    height, width = photo.shape[:2]
+    scale = max(1.0, VIEW_SIDE / max(height, width))
+    return round(width * scale), round(height * scale)
 
-    Args:
-        photo: (H, W, 3) uint8 RGB, not changed. chosen: id of a row.
-    """
-    if not rows:
-        return photo.copy()
-    canvas = Image.fromarray(photo)  # with arrays supervision would take red for blue
-    size_wh = (photo.shape[1], photo.shape[0])
-    line = max(2, sv.calculate_optimal_line_thickness(size_wh))
-    groups = [(rows, 0.45, line)]
+
+def draw_view(photo: RgbImage, rows: Sequence[Found], chosen: int | None, prompts: Prompts) -> RgbImage:
+    """The photo in `view_size` with its masks, the chosen one standing out, their names, and the prompts."""
+    size_wh = view_size(photo)
+    canvas = _tint(photo, rows, chosen)
+    if canvas.size != size_wh:
+        canvas = canvas.resize(size_wh, Image.Resampling.BICUBIC)
+    scale = size_wh[0] / photo.shape[1]
+    return np.asarray(_mark(_name(canvas, rows, scale), prompts, scale))
+
+
+def draw_masks(photo: RgbImage, rows: Sequence[Found], names: bool = True) -> RgbImage:
+    """The photo in its own size with its masks, and their names: (H, W, 3) uint8 RGB."""
+    canvas = _tint(photo, rows, None)
+    return np.asarray(_name(canvas, rows, 1.0) if names else canvas)
+
+
+def _tint(photo: RgbImage, rows: Sequence[Found], chosen: int | None) -> Image.Image:
+    canvas = Image.fromarray(photo)  # of arrays supervision would take red for blue
+    line = max(2, sv.calculate_optimal_line_thickness(canvas.size))
+    groups = [(list(rows), 0.45, line)]
     if any(row.id == chosen for row in rows):
         others = [row for row in rows if row.id != chosen]
         groups = [(others, 0.15, max(1, line // 2)), ([row for row in rows if row.id == chosen], 0.6, line + 1)]
@@ -48,48 +67,55 @@ def draw_masks(photo: RgbImage, rows: Sequence[Found], chosen: int | None = None
         canvas = tint.annotate(canvas, detections, custom_color_lookup=lookup)
         outline = sv.PolygonAnnotator(color=PALETTE, thickness=thickness)
         canvas = outline.annotate(canvas, detections, custom_color_lookup=lookup)
+    return canvas
+
+
+def _name(canvas: Image.Image, rows: Sequence[Found], scale: float) -> Image.Image:
+    """Names on a picture that is `scale` times as large as the masks' photo; masks without a name get none."""
     named = [row for row in rows if row.name != UNNAMED_CLASS]
-    if not labels or not named or min(size_wh) < 64:
-        return np.asarray(canvas)
+    side = min(canvas.size)
+    if not named or side < 64:
+        return canvas
     annotator = sv.RichLabelAnnotator(
-        color=PALETTE, font_size=max(11, round(min(size_wh) / 38)), text_padding=max(3, min(size_wh) // 150),
-        border_radius=4, smart_position=True,
+        color=PALETTE, font_size=max(11, round(side / 38)), text_padding=max(3, side // 150), border_radius=4,
+        smart_position=True,
     )  # fmt: skip
+    boxes = np.array([coco_mask.toBbox(row.rle) for row in named], dtype=np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
     lookup = np.array([row.colour for row in named])
-    texts = [row.name for row in named]
-    where = detections_of(named, photo.shape[:2])
-    return np.asarray(annotator.annotate(canvas, where, labels=texts, custom_color_lookup=lookup))
+    where = sv.Detections(xyxy=boxes * scale)
+    return annotator.annotate(canvas, where, labels=[row.name for row in named], custom_color_lookup=lookup)
 
 
-def draw_prompts(picture: RgbImage, prompts: Prompts) -> RgbImage:
-    """Clicks green and red, box and brush yellow, on a copy."""
-    canvas = Image.fromarray(picture)
-    width, height = canvas.size
-    radius = max(4, round(min(width, height) / 75))
+def _mark(canvas: Image.Image, prompts: Prompts, scale: float) -> Image.Image:
+    """Clicks green and red, box and brush yellow."""
+    radius = max(4, round(min(canvas.size) / 80))
+    yellow = np.array([AREA])
     if prompts.brush is not None:
-        brush = Found(0, "", prompts.brush, 1.0, AREA)
+        mask = Image.fromarray(decode_mask(prompts.brush)).resize(canvas.size, Image.Resampling.NEAREST)
         line = sv.PolygonAnnotator(color=MARKS, thickness=max(2, radius // 3))
-        canvas = line.annotate(canvas, detections_of([brush], (height, width)), custom_color_lookup=np.array([AREA]))
+        whole = np.array([[0, 0, *canvas.size]], dtype=np.float32)
+        canvas = line.annotate(canvas, sv.Detections(whole, mask=np.asarray(mask)[None]), custom_color_lookup=yellow)
     if prompts.box is not None:
         box = sv.BoxAnnotator(color=MARKS, thickness=max(2, radius // 3))
-        where = sv.Detections(xyxy=np.array([prompts.box], dtype=np.float32))
-        canvas = box.annotate(canvas, where, custom_color_lookup=np.array([AREA]))
+        where = sv.Detections(xyxy=np.array([prompts.box], dtype=np.float32) * scale)
+        canvas = box.annotate(canvas, where, custom_color_lookup=yellow)
     dots = [(point.x, point.y, POSITIVE if point.positive else NEGATIVE) for point in prompts.points]
     if prompts.corner is not None:
         dots.append((*prompts.corner, AREA))
     if dots:
-        places = np.array([(x, y, x, y) for x, y, _ in dots], dtype=np.float32)
+        places = np.array([(x, y, x, y) for x, y, _ in dots], dtype=np.float32) * scale
         dot = sv.DotAnnotator(
             color=MARKS, radius=radius, position=sv.Position.CENTER, outline_thickness=max(2, radius // 3),
             outline_color=sv.Color.WHITE,
         )  # fmt: skip
         colours = np.array([colour for _, _, colour in dots])
         canvas = dot.annotate(canvas, sv.Detections(xyxy=places), custom_color_lookup=colours)
-    return np.asarray(canvas)
+    return canvas
 
 
 def draw_thumbnail(photo: RgbImage, candidate: Found) -> RgbImage:
     """A small picture of the photo with one mask."""
-    drawn = Image.fromarray(draw_masks(photo, [candidate], labels=False))
+    drawn = Image.fromarray(draw_masks(photo, [candidate], names=False))
     drawn.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return np.asarray(drawn)

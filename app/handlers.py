@@ -14,7 +14,7 @@ from PIL import Image
 from app import actions
 from app.asking import for_photo, known_words, parse_words
 from app.downloads import write_download
-from app.drawing import draw_masks, draw_prompts, draw_thumbnail
+from app.drawing import draw_thumbnail, draw_view, view_size
 from app.limits import open_photo
 from app.lists import mask_list, prompt_list
 from app.messages import GONE, NO_PHOTO, escaped, sentence
@@ -76,8 +76,12 @@ class Handlers:
 
     def click(self, key: str | None, tool: str, event: gr.SelectData) -> list[Any]:
         """A click on the picture."""
-        x, y = event.index
-        return self._change(key, lambda session: actions.click(session, tool, x + 0.5, y + 0.5))
+
+        def change(session: Session) -> None:
+            scale = session.photo.shape[1] / view_size(session.photo)[0]
+            actions.click(session, tool, event.index[0] * scale, event.index[1] * scale)
+
+        return self._change(key, change)
 
     def paint(self, key: str | None, painted: dict[str, Any] | None) -> list[Any]:
         """The brush's layers, joined to a mask."""
@@ -98,7 +102,8 @@ class Handlers:
         brushing = tool == actions.BRUSH and session is not None and session.photo is not None
         editor = gr.skip()
         if brushing:
-            editor = {"background": session.photo, "layers": [], "composite": None}
+            background = Image.fromarray(session.photo).resize(view_size(session.photo))
+            editor = {"background": background, "layers": [], "composite": None}
         return [gr.Image(visible=not brushing), gr.Column(visible=brushing), editor]
 
     def remove_prompt(self, key: str | None, event: gr.EventData) -> list[Any]:
@@ -218,8 +223,7 @@ class Handlers:
 def view(session: Session) -> list[Any]:
     """What the page shows of a session, in the order of `page.Page.view`."""
     scene = session.scene
-    picture = draw_masks(session.photo, scene.rows(), scene.chosen)
-    picture = draw_prompts(picture, scene.prompts)
+    picture = draw_view(session.photo, scene.rows(), scene.chosen, scene.prompts)
     number = next(session.views)
     path = session.folder / f"view-{number % VIEWS_KEPT}.jpg"
     Image.fromarray(picture).save(path, "JPEG", quality=90, subsampling=0)

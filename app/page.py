@@ -9,6 +9,7 @@ import gradio as gr
 
 from app import actions
 from app.asking import LOWEST_CONFIDENCE, default_threshold
+from app.brush import brush_editor
 from app.downloads import FORMATS
 from app.endpoints import Endpoints, number_lists, photo_file
 from app.handlers import VIEW_LENGTH, Handlers
@@ -46,7 +47,7 @@ def build(sam: TextSam, store: SessionStore) -> gr.Blocks:
     with gr.Blocks(
         title="TextSAM", analytics_enabled=False, fill_width=True, delete_cache=(120, int(LIMITS.session_seconds))
     ) as page:
-        key = gr.State(None, time_to_live=LIMITS.session_seconds, delete_callback=store.close)
+        key = gr.State(None, delete_callback=store.close)
         gr.HTML(HEAD, elem_id="head")
         with gr.Row(elem_id="main"):
             with gr.Column(scale=3, min_width=320):
@@ -71,10 +72,7 @@ def _stage() -> dict[str, Any]:
             alt_text="The photo with its masks",
         )  # fmt: skip
         with gr.Column(visible=False) as painting:
-            editor = gr.ImageEditor(
-                type="numpy", image_mode="RGBA", sources=[], transforms=[], layers=False, show_label=False, buttons=[],
-                brush=gr.Brush(colors=[("#facc15", 0.6)], color_mode="fixed"), format="png", elem_id="editor",
-            )  # fmt: skip
+            editor = brush_editor(show_label=False, buttons=[], height=600, elem_id="editor")
             painted = gr.Button("Use what is painted", variant="primary", elem_id="painted")
         candidates = gr.Gallery(
             visible=False, columns=3, height="auto", allow_preview=False, show_label=True, buttons=[],

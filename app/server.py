@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from app.limits import LIMITS, workers
 
@@ -43,7 +44,10 @@ def start(
     count, threads = workers(sam)
     torch.set_num_threads(threads)
     warm_up(sam)
-    page = build(sam, SessionStore(folder / "sessions"))
+    Image.MAX_IMAGE_PIXELS = LIMITS.photo_pixels  # also where Gradio opens a picture itself
+    store = SessionStore(folder / "sessions")
+    store.sweep_regularly()
+    page = build(sam, store)
     page.queue(max_size=LIMITS.queue, default_concurrency_limit=count, api_open=False)
     page.launch(
         server_name=host,

@@ -119,3 +119,13 @@ class SessionStore:
             gone += [key for key in keys if key not in gone][: max(0, len(keys) - len(gone) - self.limits.sessions)]
         for key in gone:
             self.close(key)
+
+    def sweep_regularly(self, seconds: float = 60) -> None:
+        """`sweep` from time to time, for as long as the process lives."""
+
+        def run() -> None:
+            while True:
+                time.sleep(seconds)
+                self.sweep()
+
+        threading.Thread(target=run, name="sessions", daemon=True).start()

@@ -80,3 +80,18 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         yield server
+
+
+@pytest.fixture(scope="session")
+def page_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the page runs in, and its temporary folder."""
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="session")
+def page_url(page_folder: Path) -> Iterator[str]:
+    """The address of the page, with the embedded model; one for all tests of a process, as it takes long to start."""
+    from app_server import running_page
+
+    with running_page(page_folder) as address:
+        yield address

@@ -125,6 +125,29 @@ LAYERS = [
     "__main__",
 ]
 
+# The page's own order; it stands on the package, and nothing in the package knows it.
+PAGE = Path(__file__).parent.parent / "app"
+PAGE_LAYERS = [
+    "messages",
+    "limits",
+    "scene",
+    "asking",
+    "drawing",
+    "downloads",
+    "collection",
+    "session",
+    "actions",
+    "lists",
+    "brush",
+    "handlers",
+    "endpoints",
+    "page",
+    "server",
+    "load_test",
+    "__main__",
+    "space",
+]
+
 # What only the files above the network may know: pictures, suppliers, the screen, the Hub.
 FOREIGN_TO_MODELING = {
     "PIL",
@@ -145,9 +168,9 @@ MODULES = sorted(
 )
 
 
-def imports(module: str) -> set[str]:
+def imports(module: str, package: Path = PACKAGE) -> set[str]:
     """Everything that a file imports, at its top, inside functions and for type checking alike."""
-    tree = ast.parse((PACKAGE / (module.replace(".", "/") + ".py")).read_text("utf-8"))
+    tree = ast.parse((package / (module.replace(".", "/") + ".py")).read_text("utf-8"))
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -156,6 +179,9 @@ def imports(module: str) -> set[str]:
             assert node.level == 0, f"{module}: imports are written in full"
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
+                if node.module == package.name == "app":
+                    found.add(whole)
+                    continue
                 is_module = whole.startswith("textsam.") and whole.removeprefix("textsam.") in MODULES
                 found.add(whole if is_module or node.module == "textsam" else str(node.module))
     return found
@@ -170,6 +196,20 @@ def test_imports_go_down(module: str) -> None:
     own = {name.removeprefix("textsam.") for name in imports(module) if name.split(".")[0] == "textsam"}
     allowed = {*LAYERS[: LAYERS.index(module)], "__version__"}
     assert own <= allowed, f"{module} imports {sorted(own - allowed)}, which are not below it"
+
+
+def test_every_file_of_the_page_has_its_layer() -> None:
+    assert sorted(PAGE_LAYERS) == sorted(path.stem for path in PAGE.glob("*.py") if path.name != "__init__.py")
+
+
+@pytest.mark.parametrize("module", PAGE_LAYERS)
+def test_the_page_imports_down(module: str) -> None:
+    own = {name.removeprefix("app.") for name in imports(module, PAGE) if name.split(".")[0] == "app"}
+    assert own <= set(PAGE_LAYERS[: PAGE_LAYERS.index(module)])
+
+
+def test_the_package_does_not_know_the_page() -> None:
+    assert not [module for module in MODULES if {"app", "gradio"} & {name.split(".")[0] for name in imports(module)}]
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("modeling.")])
