@@ -72,6 +72,8 @@ LAYERS = [
     "deployment.onnx_modules",
     "deployment.onnx_export",
     "deployment.onnx_timing",
+    "files.video",
+    "tracking",
     "files.export",
     "files.dataset_export",
     "files.runs",
@@ -97,6 +99,7 @@ LAYERS = [
     "commands.options",
     "commands.run",
     "commands.label",
+    "commands.video",
     "commands.cli",
     "__main__",
 ]
