@@ -88,6 +88,8 @@ LAYERS = [
     "deployment.onnx_modules",
     "deployment.onnx_export",
     "deployment.onnx_timing",
+    "files.video",
+    "tracking",
     "files.export",
     "files.dataset_export",
     "files.runs",
@@ -121,6 +123,7 @@ LAYERS = [
     "commands.run",
     "commands.label",
     "commands.ocr",
+    "commands.video",
     "commands.cli",
     "__main__",
 ]

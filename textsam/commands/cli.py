@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from textsam import __version__
+from textsam.commands.label import label
 from textsam.commands.options import (
     Adapter,
     Cache,
@@ -28,6 +29,7 @@ from textsam.commands.options import (
     parse_names,
 )
 from textsam.commands.run import check_words, console, errors, file_stamp, load, one_sentence, pictures, run
+from textsam.commands.video import video
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -184,52 +186,8 @@ def generate(
     run(paths, out, predict, settings=settings, dataset_format=format, overwrite=overwrite)
 
 
-@app.command()
-def label(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Folder, glob, COCO .json, .txt of addresses, .parquet, a URL of these (s3://...), or datasets:NAME.",
-        ),
-    ],
-    classes: Annotated[
-        Path, typer.Option("--classes", metavar="FILE", help="One class per line, such as: dog = dog | puppy @ 0.5")
-    ],
-    out: Out = Path("labels"),
-    model: Model = None,
-    clip: Clip = None,
-    adapter: Adapter = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    threshold: Annotated[
-        float | None, typer.Option("--threshold", min=0, max=1, help="Least confidence of classes without their own.")
-    ] = None,
-    max_instances: Annotated[
-        int | None, typer.Option("--max-instances", min=1, help="At most so many objects of each class.")
-    ] = None,
-    cache: Cache = None,
-    shard_size: Annotated[int, typer.Option(min=1, help="Pictures of a shard, which a kill loses at most.")] = 500,
-    coco: Annotated[bool, typer.Option(help="Write annotations.json beside the parquet shards.")] = True,
-) -> None:
-    """Label very many pictures: sharded parquet and COCO; started again, it goes on where it stopped."""
-    from textsam.commands.label import run_label
-
-    run_label(
-        source,
-        classes,
-        out,
-        shard_size=shard_size,
-        coco=coco,
-        model=model,
-        clip=clip,
-        adapter=adapter,
-        device=device,
-        dtype=dtype,
-        threshold=threshold,
-        max_instances=max_instances,
-        cache=None if cache is None else str(cache.resolve()),
-    )
+app.command()(label)
+app.command()(video)
 
 
 @app.command()

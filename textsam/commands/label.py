@@ -4,14 +4,73 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from textsam.commands.options import Adapter, Cache, Clip, Device, Dtype, Model, Out
 from textsam.commands.run import console, count_of, errors
 
 MAX_ERRORS_SHOWN = 10
+
+
+def label(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder, glob, COCO .json, .txt of addresses, .parquet, a URL of these (s3://...), or datasets:NAME.",
+        ),
+    ],
+    classes: Annotated[
+        Path, typer.Option("--classes", metavar="FILE", help="One class per line, such as: dog = dog | puppy @ 0.5")
+    ],
+    out: Out = Path("labels"),
+    model: Model = None,
+    clip: Clip = None,
+    adapter: Adapter = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", min=0, max=1, help="Least confidence of classes without their own.")
+    ] = None,
+    max_instances: Annotated[
+        int | None, typer.Option("--max-instances", min=1, help="At most so many objects of each class.")
+    ] = None,
+    cache: Cache = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Pictures of a shard, which a kill loses at most.")] = 500,
+    coco: Annotated[bool, typer.Option(help="Write annotations.json beside the parquet shards.")] = True,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option("--engine", help="This process, or the workers of a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="Of the cluster: auto, ray://head:10001. Default: a Ray on this machine."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Of Ray. Default: one for each GPU, or one.")
+    ] = None,
+) -> None:
+    """Label very many pictures: sharded parquet and COCO; started again, it goes on where it stopped."""
+    if engine == "local" and (address or workers):
+        raise typer.BadParameter("go with --engine ray.", param_hint="--address, --workers")
+    run_label(
+        source,
+        classes,
+        out,
+        shard_size=shard_size,
+        coco=coco,
+        ray_options=(address, workers) if engine == "ray" else None,
+        model=model,
+        clip=clip,
+        adapter=adapter,
+        device=device,
+        dtype=dtype,
+        threshold=threshold,
+        max_instances=max_instances,
+        cache=None if cache is None else str(cache.resolve()),
+    )
 
 
 def run_label(
@@ -21,14 +80,16 @@ def run_label(
     *,
     shard_size: int,
     coco: bool,
+    ray_options: tuple[str | None, int | None] | None,
     **options: Any,
 ) -> None:
     """Labels what is not yet labelled, gathers all, and reports; exit code 1 when a picture could not be labelled.
 
     Args:
+        ray_options: address of the cluster and number of workers; None: this process.
         options: of `LabelSettings`, without the classes.
     """
-    from textsam.labelling.engines import run_local
+    from textsam.labelling.engines import RayOptions, run_local, run_ray
     from textsam.labelling.shards import RunFolder
     from textsam.labelling.sources import list_pictures
     from textsam.labelling.step import LabelSettings
@@ -55,9 +116,12 @@ def run_label(
             rate = done / (time.perf_counter() - started)
             progress.update(task, completed=before + done, description=f"{rate:.1f} pictures/s, {failed} failed")
 
-        if todo:
+        if todo and ray_options is None:
             for _ in run_local(settings, str(out), todo, lambda good: advance(int(good), int(not good))):
                 pass
+        elif todo and ray_options is not None:
+            for good, bad in run_ray(settings, str(out.resolve()), todo, RayOptions(*ray_options)):
+                advance(good, bad)
     seconds = time.perf_counter() - started
     pictures, objects, bad_rows = folder.gather(list(sizes), names, coco=coco)
     stored = sum(folder.shard_path(shard).stat().st_size for shard in sizes)

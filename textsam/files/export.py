@@ -62,7 +62,8 @@ def class_names(detections: sv.Detections) -> list[str]:
 def draw_overlay(image: RgbImage, detections: sv.Detections) -> RgbImage:
     """The picture with its objects tinted, outlined and labelled.
 
-    Colours tell the classes apart, or the objects when all are of one class. Labels and lines scale with the picture.
+    Colours tell the classes apart, or the objects when all are of one class, or of a video, where they keep their
+    numbers. Labels and lines scale with the picture.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -77,6 +78,10 @@ def draw_overlay(image: RgbImage, detections: sv.Detections) -> RgbImage:
         return np.array(canvas)
     names = class_names(detections)
     lookup = sv.ColorLookup.CLASS if len(set(names)) > 1 and detections.class_id is not None else sv.ColorLookup.INDEX
+    numbers = detections.tracker_id
+    if numbers is not None:
+        lookup = sv.ColorLookup.TRACK
+        names = [f"{name} #{number}" for name, number in zip(names, numbers, strict=True)]
     size_wh = canvas.size
     canvas = sv.MaskAnnotator(opacity=0.45, color_lookup=lookup).annotate(canvas, detections)
     thickness = sv.calculate_optimal_line_thickness(size_wh)

@@ -1,0 +1,27 @@
+"""Small things in a large picture: TextSAM as the callback of supervision's `InferenceSlicer`."""
+
+# %% A contact sheet of 64 cats, each 51 px wide.
+import numpy as np
+import supervision as sv
+from PIL import Image
+from skimage import data
+
+import textsam
+
+small = np.asarray(Image.fromarray(data.chelsea()).resize((51, 34)))
+sheet = np.full((8 * 64, 8 * 64, 3), 90, np.uint8)
+for top in range(12, 512, 64):
+    for left in range(6, 512, 64):
+        sheet[top : top + 34, left : left + 51] = small
+
+# %% As a whole, and in four slices. The slicer hands over parts of what it was given, here RGB.
+sam = textsam.load()
+whole = sam.predict(sheet, text="cat")
+slicer = sv.InferenceSlicer(lambda tile: sam.predict(tile, text="cat"), 256, overlap_wh=0, compact_masks=True)
+sliced = slicer(sheet)
+names = sorted(set(sliced.data["class_name"].tolist()))
+print(f"as a whole: {len(whole)}, in slices: {len(sliced)} {names}")
+
+# %% Compact masks go into supervision's annotators as they are.
+canvas = sv.MaskAnnotator(color_lookup=sv.ColorLookup.INDEX).annotate(sheet.copy(), sliced)
+Image.fromarray(canvas).save("slices.png")

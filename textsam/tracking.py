@@ -1,0 +1,179 @@
+"""Words on the frames of a video: the same thing keeps its number.
+
+Two ways. ByteTrack: every frame is asked for the words, and boxes of following frames are joined by their overlap.
+Masks: a frame is asked for the words now and then, and in between each object's last mask, with its word, is the prompt
+of the next frame, as in SAM's interactive use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from textsam.files.images import RgbImage
+from textsam.predictor import TextSam
+
+if TYPE_CHECKING:
+    import supervision as sv
+
+# Detections of at least this share of the threshold may continue a track, but not start one.
+CONTINUES = 0.5
+
+
+class Tracker(Protocol):
+    """One video; frames are given in order."""
+
+    def __call__(self, frame: RgbImage) -> sv.Detections:
+        """(H, W, 3) uint8 RGB -> objects as of `TextSam.predict`, with tracker_id (N,) int64, from 1."""
+
+
+class ByteTracking:
+    """Every frame is asked; ByteTrack (of the `trackers` package), one for each text, joins boxes.
+
+    Args:
+        texts: what to find.
+        frame_rate: frames per second.
+        threshold: least confidence of a new object; None: the model's own.
+        negative_texts: as in `TextSam.predict`.
+    Raises:
+        ImportError: the `video` extra is not installed.
+    """
+
+    def __init__(
+        self,
+        sam: TextSam,
+        texts: Sequence[str],
+        *,
+        frame_rate: float = 30.0,
+        threshold: float | None = None,
+        negative_texts: Sequence[str] = (),
+    ) -> None:
+        try:
+            from trackers import ByteTrackTracker
+        except ImportError as error:
+            raise ImportError('ByteTrack needs trackers: pip install "textsam[video]", or track by masks.') from error
+        self.sam, self.texts, self.negative_texts = sam, list(texts), list(negative_texts) or None
+        self.threshold = _threshold(sam, threshold)
+        self._trackers = [
+            ByteTrackTracker(
+                frame_rate=frame_rate,
+                track_activation_threshold=self.threshold,
+                high_conf_det_threshold=self.threshold,
+                minimum_consecutive_frames=1,
+            )
+            for _ in self.texts
+        ]
+        self._given = 0
+
+    def __call__(self, frame: RgbImage) -> sv.Detections:
+        import supervision as sv
+
+        found = self.sam.predict(
+            frame, text=self.texts, negative_text=self.negative_texts, threshold=CONTINUES * self.threshold
+        )
+        parts = [self._update(tracker, found[found.class_id == i]) for i, tracker in enumerate(self._trackers)]
+        parts = [part for part in parts if len(part)]
+        if parts:
+            return sv.Detections.merge(parts)
+        none = found[:0]
+        none.tracker_id = np.zeros(0, np.int64)
+        return none  # type: ignore[no-any-return]
+
+    def _update(self, tracker: Any, found: Any) -> Any:
+        """The detections that belong to a track. A new one has its number at once, not from its second frame on."""
+        updated = tracker.update(found)
+        if not len(updated):
+            return updated
+        new = np.flatnonzero((updated.tracker_id == -1) & (updated.confidence >= self.threshold))
+        # In the order in which the tracker came upon the detections that began them.
+        begun = [track for track in tracker.tracks if track.tracker_id == -1]
+        for row, track in zip(new, begun, strict=True):
+            self._given += 1
+            track.tracker_id = updated.tracker_id[row] = self._given
+        return updated[updated.tracker_id > 0]
+
+
+class MaskTracking:
+    """The last mask of an object is the prompt of the next frame.
+
+    Args:
+        texts, threshold, negative_texts: as `ByteTracking`.
+        ask_every: frames from one asking for the words, which finds new objects, to the next.
+        iou_threshold: an object that is asked for is one that is followed when their masks' IoU is at least this.
+    """
+
+    def __init__(
+        self,
+        sam: TextSam,
+        texts: Sequence[str],
+        *,
+        threshold: float | None = None,
+        negative_texts: Sequence[str] = (),
+        ask_every: int = 10,
+        iou_threshold: float = 0.3,
+    ) -> None:
+        if ask_every < 1:
+            raise ValueError(f"Expected ask_every of at least 1 frame, got {ask_every}.")
+        self.sam, self.texts, self.negative_texts = sam, list(texts), list(negative_texts) or None
+        self.threshold = _threshold(sam, threshold)
+        self.ask_every, self.iou_threshold = ask_every, iou_threshold
+        self._followed: Any = None
+        self._frames = self._given = 0
+
+    def __call__(self, frame: RgbImage) -> sv.Detections:
+        self.sam.set_image(frame)
+        followed = self._follow(frame.shape[:2])
+        if self._frames % self.ask_every == 0:
+            asked = self.sam.predict(
+                text=self.texts, negative_text=self.negative_texts, threshold=self.threshold, return_logits=True
+            )
+            followed = self._join(followed, asked)
+        self._frames += 1
+        self._followed = followed
+        result = followed[:]
+        result.data = {key: value for key, value in followed.data.items() if key != "low_res_logits"}
+        return result  # type: ignore[no-any-return]
+
+    def _follow(self, size_hw: tuple[int, int]) -> Any:
+        """The objects of the last frame in this one, without those that are gone."""
+        before = self._followed
+        if before is None or not len(before):
+            return None
+        names = [str(name) for name in before.data["class_name"]]
+        now = self.sam.predict(text=names, mask_input=before.data["low_res_logits"], return_logits=True)
+        now.class_id, now.tracker_id = before.class_id, before.tracker_id
+        return now[(now.confidence >= CONTINUES * self.threshold) & now.mask.any(axis=(1, 2))]
+
+    def _join(self, followed: Any, asked: Any) -> Any:
+        """What was asked for takes the number of what was followed; an object that was not found again is kept."""
+        import supervision as sv
+
+        asked.tracker_id = np.zeros(len(asked), np.int64)
+        kept = []
+        if followed is not None and len(followed):
+            overlaps = sv.mask_iou_batch(followed.mask, asked.mask) if len(asked) else np.zeros((len(followed), 0))
+            overlaps = overlaps * (followed.class_id[:, None] == asked.class_id)
+            rows, columns = linear_sum_assignment(overlaps, maximize=True)
+            same = overlaps[rows, columns] >= self.iou_threshold
+            asked.tracker_id[columns[same]] = followed.tracker_id[rows[same]]
+            kept = [followed[np.setdiff1d(np.arange(len(followed)), rows[same])]]
+        new = asked.tracker_id == 0
+        asked.tracker_id[new] = self._given + 1 + np.arange(new.sum())
+        self._given += int(new.sum())
+        parts = [part for part in (asked, *kept) if len(part)]
+        return sv.Detections.merge([_common(part) for part in parts]) if parts else asked
+
+
+def _common(detections: Any) -> Any:
+    """With the entries of `data` that both ways of asking give."""
+    keys = ("class_name", "predicted_iou", "stability_score", "presence", "low_res_logits")
+    detections.data = {key: detections.data[key] for key in keys if key in detections.data}
+    return detections
+
+
+def _threshold(sam: TextSam, threshold: float | None) -> float:
+    options = sam.text_options if sam.model.config.text_trained else sam.ranking_options
+    return options.confidence_threshold if threshold is None else threshold
