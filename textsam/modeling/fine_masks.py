@@ -14,6 +14,28 @@ from torch.nn import functional as F
 from textsam.modeling.transformer import spread
 
 FINE_CHANNELS = 24
+WINDOWS_PX = (16, 48)  # in which the colour of the minority is taken for ink: about a small and a large letter
+# Lightness, red against blue, green against both: of RGB, unit vectors at right angles.
+COLOUR_AXES = ((0.577, 0.577, 0.577), (0.707, 0.0, -0.707), (0.408, -0.816, 0.408))
+
+
+def local_mean(x: Tensor, window: int) -> Tensor:
+    """(B, C, H, W) -> the mean around each pixel, about 1.5 `window` px wide, in x's own type."""
+    coarse = F.avg_pool2d(x, window // 2, ceil_mode=True)
+    coarse = F.avg_pool2d(coarse, 3, stride=1, padding=1, count_include_pad=False)
+    return F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def oriented_contrast(x: Tensor, window: int) -> Tensor:
+    """Each channel less its local mean, in local standard deviations, with the sign that makes the rarer side positive.
+
+    Letters are fewer pixels than what they stand on, so their contrast has a known sign whether they are light on dark
+    or dark on light: the sign of the local skewness. Where neither side is rarer the answer fades to zero.
+    """
+    difference = x - local_mean(x, window)
+    variance = local_mean(difference.square(), window)
+    skewness = local_mean(difference**3, window) / (variance + 1e-3) ** 1.5
+    return difference / (variance + 4e-3).sqrt() * torch.tanh(2 * skewness)
 
 
 class Surroundings(nn.Module):
@@ -40,15 +62,26 @@ class FineFeatures(nn.Module):
 
     def __init__(self, skip_chans: int, channels: int = FINE_CHANNELS) -> None:
         super().__init__()
-        self.pixels = nn.Conv2d(12, channels, 3, padding=1)
+        self.pixels = nn.Conv2d(12 * (1 + len(WINDOWS_PX)), channels, 3, padding=1)
         self.skip = nn.Conv2d(skip_chans, channels, 1)
         self.around = Surroundings(channels)
 
     def forward(self, pixel_values: Tensor, skip4: Tensor) -> Tensor:
         """(B, 3, H, W) and (B, skip_chans, H/4, W/4) -> (B, F, H/2, W/2)."""
-        x = self.pixels(F.pixel_unshuffle(pixel_values, 2))
+        x = self.pixels(F.pixel_unshuffle(self.colours(pixel_values), 2))
         x = F.gelu(x + F.interpolate(self.skip(skip4), x.shape[-2:], mode="bilinear", align_corners=False))
         return self.around(x)
+
+    def colours(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 9, H, W): the colours, and their contrasts to a near and a far surrounding.
+
+        In float32: third powers of small differences are lost in eight bits.
+        """
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            pixels = pixel_values.float()
+            axes = torch.einsum("ac,bchw->bahw", pixels.new_tensor(COLOUR_AXES), pixels)
+            contrasts = [oriented_contrast(axes, window) for window in WINDOWS_PX]
+            return torch.cat([pixels, *contrasts], dim=1).to(pixel_values.dtype)
 
 
 class FineMasks(nn.Module):
