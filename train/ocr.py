@@ -118,9 +118,7 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
         objects, data = build_objects(args, model, vocabulary, length)
         sets.append((data, 1))
     if args.transcripts and vocabulary is not None:
-        raise ValueError(
-            "--transcripts needs --clip: the embedded text encoder knows names alone"
-        )
+        raise ValueError("--transcripts needs --clip: the embedded text encoder knows names alone")
     if not args.photos and not args.words:
         raise ValueError("there is no text to train on: give --photos (synthetic text), --words, or both")
     transcripts = encoder.encode if args.transcripts and vocabulary is None else None
