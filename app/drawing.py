@@ -39,7 +39,7 @@ def view_size(photo: RgbImage) -> tuple[int, int]:
 def draw_view(photo: RgbImage, rows: Sequence[Found], chosen: int | None, prompts: Prompts) -> RgbImage:
     """The photo in `view_size` with its masks, the chosen one standing out, their names, and the prompts."""
     size_wh = view_size(photo)
-    canvas = _tint(photo, rows, chosen)
+    canvas = _tint(photo, rows, chosen, size_wh)
     if canvas.size != size_wh:
         canvas = canvas.resize(size_wh, Image.Resampling.BICUBIC)
     scale = size_wh[0] / photo.shape[1]
@@ -48,13 +48,14 @@ def draw_view(photo: RgbImage, rows: Sequence[Found], chosen: int | None, prompt
 
 def draw_masks(photo: RgbImage, rows: Sequence[Found], names: bool = True) -> RgbImage:
     """The photo in its own size with its masks, and their names: (H, W, 3) uint8 RGB."""
-    canvas = _tint(photo, rows, None)
+    canvas = _tint(photo, rows, None, (photo.shape[1], photo.shape[0]))
     return np.asarray(_name(canvas, rows, 1.0) if names else canvas)
 
 
-def _tint(photo: RgbImage, rows: Sequence[Found], chosen: int | None) -> Image.Image:
+def _tint(photo: RgbImage, rows: Sequence[Found], chosen: int | None, shown_wh: tuple[int, int]) -> Image.Image:
+    """In the photo's own size, with lines as thick as they should be when it is shown in `shown_wh`."""
     canvas = Image.fromarray(photo)  # of arrays supervision would take red for blue
-    line = max(2, sv.calculate_optimal_line_thickness(canvas.size))
+    line = max(1, round(sv.calculate_optimal_line_thickness(shown_wh) * photo.shape[1] / shown_wh[0]))
     groups = [(list(rows), 0.45, line)]
     if any(row.id == chosen for row in rows):
         others = [row for row in rows if row.id != chosen]
