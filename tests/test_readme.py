@@ -24,6 +24,8 @@ NOT_RUN = (
     "textsam demo",
     "textsam export",
     "textsam-tiny-ocr",
+    "textsam video",
+    "--engine ray",
     "<",
     "hf-hub:",
 )

@@ -15,6 +15,7 @@ from textsam.labelling.shards import RunFolder
 from textsam.labelling.step import Labeller, LabelSettings
 
 Counts = tuple[int, int]  # good and bad pictures
+START_ATTEMPTS = 3
 
 
 def run_local(
@@ -117,7 +118,7 @@ def _import_ray() -> Any:
 def _start(ray: Any, address: str | None) -> None:
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked this run to report to anybody
-        ray.init("local", include_dashboard=False, logging_level="error", log_to_driver=False)
+        _start_here(ray)
         return
     try:
         host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -126,6 +127,18 @@ def _start(ray: Any, address: str | None) -> None:
         ray.init(address, logging_level="error", log_to_driver=False)
     except (OSError, ValueError) as error:
         raise ConnectionError(f"There is no Ray cluster at {address!r}: {error}") from error
+
+
+def _start_here(ray: Any) -> None:
+    """Ray gives the processes that it starts 30 s, which is little on a busy machine."""
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init("local", include_dashboard=False, logging_level="error", log_to_driver=False)
+            return
+        except Exception as error:  # Ray raises nothing narrower here
+            ray.shutdown()
+            if attempt + 1 == START_ATTEMPTS:
+                raise RuntimeError(f"Ray does not start on this machine: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:
