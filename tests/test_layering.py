@@ -119,6 +119,8 @@ LAYERS = [
     "evaluation.ocr_scoring",
     "bench_memory",
     "bench_jobs",
+    "bench_tiny",
+    "bench_curves",
     "bench",
     "commands.info",
     "commands.demo",
