@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,9 @@ import pytest
 
 if TYPE_CHECKING:
     from hub_server import HubServer
+
+# Results must not depend on when a build ends: PyTorch's way, unless a test asks for the kernels (`way`).
+os.environ["TEXTSAM_NATIVE"] = "0"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -25,6 +29,30 @@ def _one_thread() -> None:
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that would reach for the Hub fails at once instead of hanging, wherever it runs."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def compiled():
+    """The kernels, built from the sources if need be."""
+    import torch
+
+    from textsam.native import build, library
+    from textsam.native.kernels import Kernels
+
+    reason = library.unsuited()
+    if reason is not None:
+        pytest.skip(f"no compiled kernels: {reason}")
+    build.build(library.library_path(), Path(torch.__file__).parent)
+    return Kernels(library.library_path())
+
+
+@pytest.fixture(params=["torch", "native"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The test runs twice: PyTorch alone, and with the compiled kernels."""
+    from textsam.native.library import only
+
+    with only(request.getfixturevalue("compiled") if request.param == "native" else None):
+        yield request.param
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from textsam.bench import run
@@ -60,6 +61,37 @@ def test_wrong_choice(option: str, value: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{option} must be one of .*, but is '{value}'"):
         run(**{option: value}, out=tmp_path / "figures.json")
     assert not list(tmp_path.iterdir())
+
+
+def test_curves(tmp_path: Path) -> None:
+    console = Console(record=True, width=200, file=StringIO())
+    run("tiny", rounds=1, curves=tmp_path / "curves.json", console=console)
+    curves = json.loads((tmp_path / "curves.json").read_text())
+    assert [curve["grows_with"] for curve in curves][:3] == [
+        "input side, px",
+        "images of a batch, half side",
+        "prompts",
+    ]
+    for curve in curves:
+        assert len(curve["sizes"]) == len(curve["seconds"]) == len(curve["megabytes"]) == 2
+        assert min(curve["seconds"]) > 0
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > 1000
+    assert "off: TEXTSAM_NATIVE=0" in console.export_text()
+
+
+def test_latency_of_the_embedded_model(tmp_path: Path) -> None:
+    run("b", rounds=1, work="tiny", out=tmp_path / "figures.json", console=Console(file=StringIO()))
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["rows"] == []
+    works = [row["work"] for row in figures["latencies"]]
+    assert works == [
+        "import and load, new process",
+        "words to masks, photo included",
+        "photo and first click",
+        "further click",
+    ]
+    assert all(len(row["seconds"]) == 1 and row["seconds"][0] > 0 for row in figures["latencies"])
 
 
 def test_peak_memory() -> None:

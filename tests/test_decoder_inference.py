@@ -8,9 +8,11 @@ from tiny_models import SIDE, tiny_model
 from torch import Tensor, nn
 
 from textsam.model import TextSamModel
-from textsam.modeling import decoder_inference, mask_decoder
+from textsam.modeling import decoder_inference, decoder_native, mask_decoder
 from textsam.modeling.decoder_inference import is_foldable
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions
+
+pytestmark = pytest.mark.usefixtures("way")
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +60,20 @@ def assert_same(quick: MaskPredictions, plain: MaskPredictions) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of prompts of every use of the quicker way."""
+    """The number of prompts of every use of the quicker way, by PyTorch or by the kernels."""
     seen: list[int] = []
-    original = decoder_inference.decode_in_chunks
+    original, compiled = decoder_inference.decode_in_chunks, decoder_native.decode_natively
 
     def spy(*args):
         seen.append(len(args[6]))
         return original(*args)
 
+    def spy_compiled(*args):
+        seen.append(len(args[7]))
+        return compiled(*args)
+
     monkeypatch.setattr(mask_decoder, "decode_in_chunks", spy)
+    monkeypatch.setattr(mask_decoder, "decode_natively", spy_compiled)
     return seen
 
 
@@ -86,7 +93,8 @@ def test_same_as_the_plain_way(
     elements: int,
 ) -> None:
     """One image or several, with chunks of one prompt or of three (of 16384 elements each)."""
-    monkeypatch.setattr(decoder_inference, "_CHUNK_ELEMENTS", elements)
+    for module in (decoder_inference, decoder_native):
+        monkeypatch.setattr(module, "_CHUNK_ELEMENTS", elements)
     monkeypatch.setattr(decoder_inference, "_UPSCALED_POSITIONS", 50)
     rows = None if index is None else torch.tensor(index)
     plain = decode(model, batch, case, count, rows)

@@ -61,6 +61,7 @@ def test_augmented_attention() -> None:
         assert relative_error(out[image], expected) < 1e-5
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("size", [(64, 64), (64, 40), (24, 64), (96, 96), (8, 8), (8, 48), (72, 104)])
 def test_inference_equals_training(size: tuple[int, int]) -> None:
     model = encoder()
@@ -74,6 +75,7 @@ def test_inference_equals_training(size: tuple[int, int]) -> None:
     assert relative_error(inferred, trained.detach()) < 1e-5
 
 
+@pytest.mark.usefixtures("way")
 @torch.no_grad()
 def test_input_is_not_changed() -> None:
     model = encoder()
@@ -84,6 +86,7 @@ def test_input_is_not_changed() -> None:
     assert torch.equal(model(x), first)
 
 
+@pytest.mark.usefixtures("way")
 @torch.no_grad()
 def test_blocks_of_any_size_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = encoder(), torch.randn(1, 3, 64, 48)
@@ -92,6 +95,7 @@ def test_blocks_of_any_size_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert relative_error(model(x), whole) < 1e-5
 
 
+@pytest.mark.usefixtures("way")
 @torch.no_grad()
 def test_padding_of_windows_is_the_bias_of_the_projection() -> None:
     """Padding comes after the normalisation, so its key and value are the bias: changing it changes the output."""
@@ -139,6 +143,7 @@ def test_gradients_are_right() -> None:
     assert torch.autograd.gradcheck(lambda x: model(x).sin().sum(), x, nondet_tol=1e-9, fast_mode=True)
 
 
+@pytest.mark.usefixtures("way")
 @torch.no_grad()
 def test_bfloat16() -> None:
     model, x = encoder(), torch.randn(1, 3, 64, 64)
@@ -174,6 +179,7 @@ def test_layers_that_are_not_plain_are_called() -> None:
     assert relative_error(linear_layer(x, plain, nn.GELU("tanh")), F.gelu(plain(x), approximate="tanh")) < 1e-6
 
 
+@pytest.mark.usefixtures("way")
 def test_without_bias_and_without_windows() -> None:
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "out_chans": 8}
     for extra in ({"qkv_bias": False, "window_size": 3}, {"window_size": 0, "global_attn_indexes": ()}):

@@ -11,6 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "textsam"
 
 LAYERS = [
     "companions",
+    "native.build",
+    "native.kernels",
+    "native.library",
     "modeling.layers",
     "modeling.structures",
     "modeling.attention",
@@ -20,6 +23,7 @@ LAYERS = [
     "modeling.mobile_encoder",
     "modeling.prompt_encoder",
     "modeling.decoder_inference",
+    "modeling.decoder_native",
     "modeling.mask_decoder",
     "config",
     "model",
@@ -115,6 +119,8 @@ LAYERS = [
     "evaluation.ocr_scoring",
     "bench_memory",
     "bench_jobs",
+    "bench_tiny",
+    "bench_curves",
     "bench",
     "commands.info",
     "commands.demo",

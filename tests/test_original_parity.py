@@ -20,6 +20,7 @@ from textsam.config import TextSamConfig
 from textsam.model import TextSamModel
 from textsam.modeling.structures import ImageEmbeddings, PromptEmbeddings
 
+pytestmark = pytest.mark.usefixtures("way")
 GOLDEN = Path(__file__).parent / "golden" / "original_sam.safetensors"
 CASES = ["points", "box", "mask", "points_box", "points_box_mask"]
 PROMPTS = ("point_coords", "point_labels", "boxes", "mask_input")

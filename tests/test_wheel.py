@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from textsam.native import build
+
 ROOT = Path(__file__).parent.parent
 MAX_MODEL_BYTES = 24_000_000
 
@@ -36,6 +38,7 @@ def test_contents(wheel: Path) -> None:
     assert "textsam/py.typed" in sizes
     python = {name for name in sizes if name.endswith(".py")}
     assert python == {str(path.relative_to(ROOT)) for path in (ROOT / "textsam").rglob("*.py")}
+    assert {"textsam/native/" + name for name in (*build.SOURCES, *build.HEADERS)} <= sizes.keys()
     assert not [name for name in sizes if not name.startswith(("textsam/", "textsam-"))]
 
 

@@ -8,6 +8,7 @@ upscaled to the photo, then scored, filtered, and run-length encoded, then suppr
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import time
@@ -22,9 +23,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from textsam.bench_curves import measure_curves, write_curves
 from textsam.bench_jobs import SIZES, build_pair, decoder_job, encoder_job, generate_job
 from textsam.bench_memory import peak_mb
+from textsam.bench_tiny import measure_tiny, table_of_tiny
 from textsam.checkpoints.devices import has_fast_bfloat16
+from textsam.native import library
 
 
 @dataclass(frozen=True)
@@ -60,40 +64,54 @@ def run(
     work: str = "all",
     out: Path = Path("bench.json"),
     console: Console | None = None,
+    curves: Path | None = None,
 ) -> None:
     """Measure against transformers' `SamModel` on random weights, print the table, write the figures.
 
     Args:
         size: "b", "l", "h" or "tiny". rounds: timed pairs of runs. threads: 0 leaves torch's choice.
         dtype: "float32", "bfloat16" or "all", which is both where the CPU has bfloat16.
-        work: "encoder", "decoder", "generate" or "all".
+        work: "encoder", "decoder", "generate", "tiny" (latency of the embedded model) or "all".
         out: a JSON file.
+        curves: measure how time and memory grow instead, and write this JSON file and a PNG beside it.
     Raises:
         ValueError: a choice that there is not.
     """
     for name, value, known in (
         ("size", size, [*SIZES]),
         ("dtype", dtype, ["all", "float32", "bfloat16"]),
-        ("work", work, ["all", "encoder", "decoder", "generate"]),
+        ("work", work, ["all", "encoder", "decoder", "generate", "tiny"]),
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, but is {value!r}.")
     if threads:
         torch.set_num_threads(threads)
     console = console or Console()
+    os.environ.setdefault("TEXTSAM_NATIVE", "wait")  # what is measured must not change half-way
+    console.print(f"Compiled kernels: {library.state()}", soft_wrap=True)
+    if curves is not None:
+        picture = write_curves(measure_curves(size, rounds, console), curves)
+        console.print(f"Curves: {curves}, {picture}")
+        return
     dtypes = [torch.float32, torch.bfloat16] if dtype == "all" else [getattr(torch, dtype)]
     if dtype == "all" and not has_fast_bfloat16(torch.device(device)):
         # Emulated, both sides take many minutes for one image.
         console.print("bfloat16 is left out: this CPU lacks instructions for it (--dtype bfloat16 measures it anyway).")
         dtypes = [torch.float32]
-    rows = measure(size, rounds, torch.device(device), dtypes, work, console)
+    rows = measure(size, rounds, torch.device(device), dtypes, work, console) if work != "tiny" else []
+    latencies = measure_tiny(rounds) if work in ("all", "tiny") and size != "tiny" else []
     machine = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or device,
+        "kernels": library.state(),
     }
-    console.print(table_of(rows, f"ViT-{size.upper()}, {machine['device']}, {machine['threads']} threads"))
-    out.write_text(json.dumps({"size": size, **machine, "rows": [asdict(row) for row in rows]}, indent=1))
+    if rows:
+        console.print(table_of(rows, f"ViT-{size.upper()}, {machine['device']}, {machine['threads']} threads"))
+    if latencies:
+        console.print(table_of_tiny(latencies))
+    figures = {"rows": [asdict(row) for row in rows], "latencies": [asdict(row) for row in latencies]}
+    out.write_text(json.dumps({"size": size, **machine, **figures}, indent=1))
     console.print(f"Figures: {out}")
 
 

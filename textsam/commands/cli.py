@@ -269,13 +269,19 @@ def bench(
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0: as torch chooses.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or all.")] = "all",
-    work: Annotated[str, typer.Option(help="encoder, decoder, generate or all.")] = "all",
+    work: Annotated[
+        str, typer.Option(help="encoder, decoder, generate, tiny (textsam-tiny's latency) or all.")
+    ] = "all",
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The figures, as JSON.")] = Path("bench.json"),
+    curves: Annotated[
+        Path | None,
+        typer.Option("--curves", metavar="FILE", help="Measure how time and memory grow instead; JSON, and a PNG."),
+    ] = None,
 ) -> None:
     """Time encoder, decoder and automatic masks beside transformers' SamModel, on the same random weights."""
     from textsam.bench import run as run_bench
 
-    run_bench(size, rounds, threads, device, dtype, work, out, console)
+    run_bench(size, rounds, threads, device, dtype, work, out, console, curves)
 
 
 @app.command()

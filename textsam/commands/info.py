@@ -14,6 +14,7 @@ from rich.table import Table
 
 from textsam import __version__
 from textsam.checkpoints.loading import EMBEDDED, load_model, resolve_device
+from textsam.native import library
 
 SUPPLIERS = ("torch", "transformers", "open_clip_torch", "supervision", "numpy", "pillow", "huggingface_hub")
 
@@ -25,6 +26,7 @@ def print_info(console: Console, model: str | None = None) -> None:
     table.add_row("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for name in SUPPLIERS:
         table.add_row(name, _version(name))
+    table.add_row("kernels", library.state())
     for name, what in devices():
         table.add_row(name, what)
     console.print(table)

@@ -54,7 +54,7 @@ def decode_in_chunks(
     keys = embeddings[:0]
     if len(embeddings) == 1 and len(dense) == 1:
         keys = _as_tokens(embeddings + dense)
-        shared = SharedImage(_blocks(transformer)[0], keys, keys + located_pe)
+        shared = SharedImage(blocks_of(transformer)[0], keys, keys + located_pe)
     step = max(_CHUNK_ELEMENTS // max(embeddings[0].numel(), 1), 1)
     out, logits = torch.empty_like(tokens), []
     for start in range(0, count, step):
@@ -111,11 +111,11 @@ def run_transformer(
         tokens (n, T, C) and image tokens (n, h * w, C).
     """
     queries, located = tokens, keys + image_pe
-    for block in _blocks(transformer):
-        queries = _attend_to_self(block, queries, tokens)
+    for block in blocks_of(transformer):
+        queries = attend_to_self(block, queries, tokens)
         reading, writing = block.cross_attn_token_to_image, block.cross_attn_image_to_token
         asked = queries + tokens
-        read = _read_shared(reading, asked, shared) if shared else _read(reading, asked, located, keys)
+        read = read_shared(reading, asked, shared) if shared else _read(reading, asked, located, keys)
         queries = block.norm2(queries + read)
         queries = block.norm3(queries + block.mlp(queries))
         offered = queries + tokens
@@ -123,17 +123,17 @@ def run_transformer(
             weights = _write_weights_shared(writing, offered, shared)
         else:
             weights = _write_weights(writing, offered, located)
-        keys = block.norm4(torch.baddbmm(keys, weights.transpose(1, 2), _write_values(writing, queries)))
+        keys = block.norm4(torch.baddbmm(keys, weights.transpose(1, 2), write_values(writing, queries)))
         located, shared = keys + image_pe, None
     read = _read(transformer.final_attn_token_to_image, queries + tokens, located, keys)
     return transformer.norm_final_attn(queries + read), keys
 
 
-def _blocks(transformer: TwoWayTransformer) -> list[TwoWayAttentionBlock]:
+def blocks_of(transformer: TwoWayTransformer) -> list[TwoWayAttentionBlock]:
     return [block for block in transformer.layers if isinstance(block, TwoWayAttentionBlock)]
 
 
-def _attend_to_self(block: TwoWayAttentionBlock, queries: Tensor, tokens: Tensor) -> Tensor:
+def attend_to_self(block: TwoWayAttentionBlock, queries: Tensor, tokens: Tensor) -> Tensor:
     if block.skip_first_layer_pe:
         return block.norm1(block.self_attn(queries, queries, queries))
     located = queries + tokens
@@ -158,17 +158,26 @@ def _project(x: Tensor, layer: nn.Linear, heads: int) -> Tensor:
 
 def _read(attention: Attention, asked: Tensor, located: Tensor, values: Tensor) -> Tensor:
     """Tokens (n, T, C) attend to image positions (n, P, C)."""
+    weights = torch.bmm(fold_questions(attention, asked), located.transpose(1, 2)).softmax(dim=-1)
+    return unfold_answers(attention, torch.bmm(weights, values))
+
+
+def fold_questions(attention: Attention, asked: Tensor) -> Tensor:
+    """What tokens (n, T, C) ask of image positions: (n, heads * T, C), to be multiplied with the positions."""
+    q = _project(asked, attention.q_proj, attention.num_heads)
+    return _fold(q * q.shape[-1] ** -0.5, attention.k_proj.weight)
+
+
+def unfold_answers(attention: Attention, mixed: Tensor) -> Tensor:
+    """Mixtures of positions (n, heads * T, C) to what the tokens get of them (n, T, C)."""
     heads = attention.num_heads
-    q = _project(asked, attention.q_proj, heads)
-    folded = _fold(q * q.shape[-1] ** -0.5, attention.k_proj.weight)
-    weights = torch.bmm(folded, located.transpose(1, 2)).softmax(dim=-1)
-    mixed = torch.bmm(weights, values).unflatten(1, (heads, -1))
+    mixed = mixed.unflatten(1, (heads, -1))
     weight, bias = (x.unflatten(0, (heads, -1)) for x in (attention.v_proj.weight, attention.v_proj.bias))
     out = torch.einsum("nhtc,hdc->nthd", mixed, weight) + bias
     return attention.out_proj(out.flatten(2))
 
 
-def _read_shared(attention: Attention, asked: Tensor, shared: SharedImage) -> Tensor:
+def read_shared(attention: Attention, asked: Tensor, shared: SharedImage) -> Tensor:
     """Tokens (n, T, C) attend to the positions of one image."""
     heads = attention.num_heads
     q = _heads_first(attention.q_proj(asked.flatten(0, 1)), heads)
@@ -179,13 +188,19 @@ def _read_shared(attention: Attention, asked: Tensor, shared: SharedImage) -> Te
 
 def _write_weights(attention: Attention, offered: Tensor, located: Tensor) -> Tensor:
     """How much each position (n, P, C) takes from each token (n, T, C), per head: (n, heads * T, P)."""
+    folded, offset = fold_offers(attention, offered)
+    scores = torch.baddbmm(offset[..., None], folded, located.transpose(1, 2))
+    return scores.unflatten(1, (attention.num_heads, -1)).softmax(dim=2).flatten(1, 2)
+
+
+def fold_offers(attention: Attention, offered: Tensor) -> tuple[Tensor, Tensor]:
+    """What tokens (n, T, C) offer to positions: (n, heads * T, C), and (n, heads * T) to be added to the products."""
     heads = attention.num_heads
     k = _project(offered, attention.k_proj, heads)
     k = k * k.shape[-1] ** -0.5
     bias = attention.q_proj.bias.view(heads, -1)
-    offset = torch.einsum("nthd,hd->nht", k, bias).flatten(1)[..., None]
-    scores = torch.baddbmm(offset, _fold(k, attention.q_proj.weight), located.transpose(1, 2))
-    return scores.unflatten(1, (heads, -1)).softmax(dim=2).flatten(1, 2)
+    offset = torch.einsum("nthd,hd->nht", k, bias).flatten(1)
+    return _fold(k, attention.q_proj.weight), offset
 
 
 def _write_weights_shared(attention: Attention, offered: Tensor, shared: SharedImage) -> Tensor:
@@ -196,7 +211,7 @@ def _write_weights_shared(attention: Attention, offered: Tensor, shared: SharedI
     return scores.unflatten(1, (n, -1)).softmax(dim=2).transpose(0, 1).flatten(1, 2)
 
 
-def _write_values(attention: Attention, tokens: Tensor) -> Tensor:
+def write_values(attention: Attention, tokens: Tensor) -> Tensor:
     """What each token gives to the positions, per head, output projection and its bias included: (n, heads * T, C)."""
     heads = attention.num_heads
     v = _project(tokens, attention.v_proj, heads)
@@ -215,7 +230,7 @@ class MaskUpscaler:
 
     def __init__(self, layers: nn.Sequential) -> None:
         up1, self.norm, _, up2, _ = tuple[Any, ...](layers)
-        self.up1, self.up2 = _as_matrix(up1), _as_matrix(up2)
+        self.up1, self.up2 = as_matrix(up1), as_matrix(up2)
 
     def __call__(self, image_tokens: Tensor, weights: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         """(h * w, C) of one prompt and its masks' weights (M, C/8) -> logits (M, 4h, 4w)."""
@@ -230,7 +245,7 @@ class MaskUpscaler:
         return logits.view(count, h, w, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6).reshape(count, 4 * h, 4 * w)
 
 
-def _as_matrix(conv: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
+def as_matrix(conv: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
     """A transposed 2 x 2 convolution of stride 2 as a linear layer to the four places of each patch: weight, bias."""
     weight = conv.weight.permute(2, 3, 1, 0).reshape(-1, conv.weight.shape[0])
     return weight, (conv.bias if conv.bias is not None else weight.new_zeros(conv.weight.shape[1])).repeat(4)

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from textsam.modeling.attention import Attention, blocked_attention, score_buffer
 from textsam.modeling.layers import LayerNorm2d, MLPBlock, drop_path, is_cpu_inference, linear_layer
+from textsam.native.kernels import Kernels
+from textsam.native.library import kernels
 
 
 class PatchEmbed(nn.Module):
@@ -87,8 +89,12 @@ class Block(nn.Module):
 
     def _run_in_place(self, x: Tensor) -> None:
         """The whole block on one image: (h, w, C) in the dtype of the residual, overwritten."""
-        attend = self._attend_windows if self.window_size else self._attend_globally
-        for strip, attended in attend(x):
+        compiled = kernels() if self.norm1.weight.dtype in (torch.float32, torch.bfloat16) else None
+        if compiled is not None and self.attn.head_dim % 2 == 0:
+            strips = self._attend_natively(x, compiled)
+        else:
+            strips = self._attend_windows(x) if self.window_size else self._attend_globally(x)
+        for strip, attended in strips:
             strip += linear_layer(attended, self.attn.proj)
             hidden = linear_layer(self._normalise(strip, self.norm2), self.mlp.lin1, self.mlp.act)
             strip += linear_layer(hidden, self.mlp.lin2)
@@ -98,6 +104,25 @@ class Block(nn.Module):
         return F.layer_norm(x, norm.normalized_shape, _as(norm.weight, x), _as(norm.bias, x), norm.eps).to(
             norm.weight.dtype
         )
+
+    def _attend_natively(self, x: Tensor, compiled: Kernels) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `_attend_windows` and `_attend_globally`."""
+        size, attn = self.window_size, self.attn
+        (h, w, c), dtype = x.shape, self.norm1.weight.dtype
+        padding = attn.padding_row(x.new_zeros(1, c, dtype=dtype))
+        tables = torch.cat([table.flip(0) for table in attn.tables(size or h, size or w)])
+        if size:
+            for strip in x.split(size):
+                qkv = linear_layer(self._normalise(strip, self.norm1), attn.qkv)
+                yield strip, compiled.attend(qkv, padding, tables, size, attn.num_heads)
+            return
+        qkv = x.new_empty(h, w, 3 * c, dtype=dtype)
+        rows = max(1024 // w, 1)
+        for strip, part in zip(x.split(rows), qkv.split(rows), strict=True):
+            part.copy_(linear_layer(self._normalise(strip, self.norm1), attn.qkv))
+        attended = compiled.attend(qkv, padding, tables, 0, attn.num_heads)
+        del qkv
+        yield from zip(x.split(rows), attended.split(rows), strict=True)
 
     def _attend_windows(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Strips of windows of x (h, w, C), each with what its tokens gathered, (rows, w, C)."""

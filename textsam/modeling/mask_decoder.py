@@ -6,13 +6,17 @@ Source: Kirillov et al. 2023, *Segment Anything*, section 3 and appendix A; the 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from textsam.modeling.decoder_inference import decode_in_chunks, is_foldable
+from textsam.modeling.decoder_native import decode_natively
 from textsam.modeling.layers import MLP, LayerNorm2d, is_cpu_inference
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions, PromptEmbeddings
 from textsam.modeling.transformer import TwoWayTransformer, spread
+from textsam.native.library import kernels
 
 
 class DrawingHead(nn.Module):
@@ -123,7 +127,9 @@ class MaskDecoder(nn.Module):
         dense = prompts.dense_prompt_embeddings
         embeddings = image.image_embeddings
         if self._can_fold(image, prompts, tokens):
-            return decode_in_chunks(
+            compiled = kernels()
+            decode = decode_in_chunks if compiled is None else partial(decode_natively, compiled)
+            return decode(
                 self.transformer,
                 self.output_upscaling,
                 lambda tokens: self._mask_weights(tokens, kept),

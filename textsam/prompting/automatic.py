@@ -18,7 +18,7 @@ from textsam.model import TextSamModel
 from textsam.modeling.structures import ImageEmbeddings
 from textsam.prompting.automatic_options import AutomaticOptions, crop_boxes
 from textsam.prompting.detections import boxes_of_masks, to_numpy
-from textsam.prompting.mask_scoring import ScoredMask, score_masks
+from textsam.prompting.mask_scoring import Place, ScoredMask, score_masks
 from textsam.prompting.transforms import ImageGeometry, preprocess_image
 
 # A mask this near (px) to an edge of its crop that is no edge of the photo is taken to be cut off there.
@@ -137,6 +137,8 @@ def _search_crop(
     """The masks of one crop, in the frame of the photo."""
     height, width = geometry.original_size_hw
     points = options.grid(layer) * np.array([width, height])
+    left, top = crop_box[:2]
+    place = Place(size_hw, left, top)
     scored: list[ScoredMask] = []
     ious, asked = [], []
     for start in range(0, len(points), options.points_per_batch):
@@ -146,7 +148,8 @@ def _search_crop(
         if options.pred_iou_thresh > 0.0:  # the cheapest test comes first: what fails it is never upscaled
             certain = iou > options.pred_iou_thresh
             logits, iou, sources = logits[certain], iou[certain], sources[to_numpy(certain)]
-        for mask in score_masks(logits, geometry, options.stability_score_thresh, options.stability_score_offset):
+        least, offset = options.stability_score_thresh, options.stability_score_offset
+        for mask in score_masks(logits, geometry, least, offset, place=place):
             if not _is_cut_off(mask.box_xyxy, crop_box, size_hw):
                 scored.append(mask)
                 ious.append(float(iou[mask.index]))
@@ -155,10 +158,9 @@ def _search_crop(
     predicted = np.array(ious, dtype=np.float32)
     boxes = np.array([mask.box_xyxy for mask in scored], dtype=np.int64).reshape(-1, 4)
     keep = box_nms(boxes, torch.from_numpy(predicted), options.box_nms_thresh)
-    left, top = crop_box[:2]
     return AutomaticMasks(
         size_hw,
-        [_encode_rle(scored[i], size_hw, left, top) for i in keep],
+        [scored[i].rle() for i in keep],
         boxes[keep] + np.array([left, top, left, top]),
         predicted[keep],
         np.array([scored[i].stability for i in keep], dtype=np.float32),
@@ -187,12 +189,6 @@ def _is_cut_off(box: tuple[int, ...], crop_box: tuple[int, ...], size_hw: tuple[
         abs(at - edge) <= _CROP_EDGE_PX and abs(at - border) > _CROP_EDGE_PX
         for at, edge, border in zip(own, crop_box, photo, strict=True)
     )
-
-
-def _encode_rle(mask: ScoredMask, size_hw: tuple[int, int], left: int, top: int) -> dict[str, Any]:
-    canvas = np.zeros(size_hw, dtype=np.uint8, order="F")
-    mask.paste(canvas, left, top)
-    return encode_mask(canvas)
 
 
 def box_nms(boxes_xyxy: np.ndarray, scores: Tensor, iou_threshold: float) -> np.ndarray:

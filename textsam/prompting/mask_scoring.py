@@ -2,88 +2,160 @@
 
 The released code upscales all masks to the photo and then scores them. Here each mask is upscaled only where its
 low-resolution logits, or a neighbour of them, exceed the lowest threshold. Bilinear values never exceed the largest of
-the values that they lie between, so outside of that box no pixel can count, and the numbers are the same.
+the values that they lie between, so outside of that box no pixel can count, and the numbers are the same. On a CPU the
+compiled kernels do all of it row by row, run-length code included; without them PyTorch and NumPy do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from textsam.files.rle import encode_mask
+from textsam.native.kernels import Kernels
+from textsam.native.library import kernels
 from textsam.prompting.transforms import LOW_RES_STRIDE, ImageGeometry, postprocess_masks
 
 # Masks upscaled at a time where the device is not a CPU: about this many values live at once.
 _BATCH_BUDGET = 256 * 1024 * 1024
 # Values per step of the second resize on a CPU; fits a second-level cache.
 _CHUNK_BUDGET = 128 * 1024
+# Bits of a mask that wait for suppression as they are; more become run lengths at once: thousands of masks of a large
+# photo would fill the memory.
+_MOST_PACKED_BYTES = 128 * 1024
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the picture that is scored lies.
+
+    Attributes:
+        size_hw: of the whole photo. left, top: px of it before the picture, which may be a crop.
+    """
+
+    size_hw: tuple[int, int]
+    left: int = 0
+    top: int = 0
 
 
 @dataclass(frozen=True)
 class ScoredMask:
-    """One mask of a photo.
+    """One mask of a picture.
 
     Attributes:
         index: its row in the logits that were scored.
         stability: IoU of the masks at threshold + offset and threshold - offset; 0 when both are empty.
         box_xyxy: first and last column and row inside the mask, (x1, y1, x2, y2); zeros when it is empty.
-        packed: the bits inside the box, from `np.packbits`, row by row.
+        place: of the picture.
+        coded: compressed run lengths in the whole photo, or as an array the bits inside the box, from `np.packbits`.
     """
 
     index: int
     stability: float
     box_xyxy: tuple[int, int, int, int]
-    packed: np.ndarray
+    place: Place
+    coded: bytes | np.ndarray
 
-    def paste(self, canvas: np.ndarray, left: int = 0, top: int = 0) -> None:
-        """Set the mask's pixels in a (H, W) bool or uint8 canvas that starts `left`, `top` px before the photo."""
-        x1, y1, x2, y2 = self.box_xyxy
+    def rle(self) -> dict[str, Any]:
+        """Compressed COCO RLE in the whole photo."""
+        if isinstance(self.coded, bytes):
+            return {"size": list(self.place.size_hw), "counts": self.coded}
+        canvas = np.zeros(self.place.size_hw, dtype=np.uint8, order="F")
+        (x1, y1, x2, y2), left, top = self.box_xyxy, self.place.left, self.place.top
         height, width = y2 - y1 + 1, x2 - x1 + 1
-        bits = np.unpackbits(self.packed, count=height * width).reshape(height, width)
+        bits = np.unpackbits(self.coded, count=height * width).reshape(height, width)
         canvas[top + y1 : top + y2 + 1, left + x1 : left + x2 + 1] = bits
+        return encode_mask(canvas)
 
 
 def score_masks(
-    low_res_logits: Tensor, geometry: ImageGeometry, min_stability: float, offset: float, threshold: float = 0.0
+    low_res_logits: Tensor,
+    geometry: ImageGeometry,
+    min_stability: float,
+    offset: float,
+    threshold: float = 0.0,
+    place: Place | None = None,
 ) -> list[ScoredMask]:
     """Masks that are stable enough, at the photo's size.
 
     Args:
         low_res_logits: (N, 4h, 4w), covering the padded input.
-        geometry: the photo's sizes.
+        geometry: the picture's sizes.
         min_stability: masks below it are dropped; 0 keeps all.
         offset: of the thresholds that stability compares, >= 0.
         threshold: logits above it are inside.
+        place: None: the picture is the whole photo.
     Returns:
         The masks kept, in the order of the logits.
     """
+    place = place or Place(geometry.original_size_hw)
+    compiled = kernels() if low_res_logits.device.type == "cpu" else None
+    if compiled is not None:
+        return _score_natively(compiled, low_res_logits, geometry, min_stability, offset, threshold, place)
     if low_res_logits.device.type == "cpu":
         pieces = _upscaled_regions(low_res_logits, geometry, threshold - offset)
     else:
         pieces = _upscaled_photos(low_res_logits, geometry, threshold, offset)
     scored = []
     for index, top, left, logits in pieces:
-        outer = np.count_nonzero(logits > threshold - offset)
-        inner = np.count_nonzero(logits > threshold + offset)
-        # The released code divides integers as float32; equality with the threshold must fall the same way.
-        stability = np.float32(inner) / np.float32(outer) if outer else np.float32(0.0)
-        if min_stability > 0.0 and stability < np.float32(min_stability):
-            continue
-        scored.append(_pack(index, float(stability), logits > threshold, top, left))
+        outer = int(np.count_nonzero(logits > threshold - offset))
+        inner = int(np.count_nonzero(logits > threshold + offset))
+        stability = _stability(inner, outer)
+        if _is_stable(stability, min_stability):
+            mask = ScoredMask(index, float(stability), *_pack(logits > threshold, top, left, place))
+            large = len(mask.coded) > _MOST_PACKED_BYTES
+            scored.append(replace(mask, coded=mask.rle()["counts"]) if large else mask)
     return scored
 
 
-def _pack(index: int, stability: float, mask: np.ndarray, top: int, left: int) -> ScoredMask:
+def _stability(inner: int, outer: int) -> np.float32:
+    """The released code divides integers as float32; equality with the threshold must fall the same way."""
+    return np.float32(inner) / np.float32(outer) if outer else np.float32(0.0)
+
+
+def _is_stable(stability: np.float32, least: float) -> bool:
+    return not (least > 0.0 and stability < np.float32(least))
+
+
+def _score_natively(
+    compiled: Kernels,
+    low_res_logits: Tensor,
+    geometry: ImageGeometry,
+    min_stability: float,
+    offset: float,
+    threshold: float,
+    place: Place,
+) -> list[ScoredMask]:
+    sizes = (*geometry.resized_size_hw, *geometry.original_size_hw, *place.size_hw, place.top, place.left)
+    levels = (threshold - offset, threshold, threshold + offset)
+    counts, boxes, codes = compiled.score(_covering(low_res_logits, geometry), sizes, levels, min_stability)
+    scored = []
+    for index, ((inner, outer), box, code) in enumerate(zip(counts.tolist(), boxes.tolist(), codes, strict=True)):
+        stability = _stability(inner, outer)
+        if _is_stable(stability, min_stability):
+            scored.append(ScoredMask(index, float(stability), tuple(box), place, code))
+    return scored
+
+
+def _covering(low_res_logits: Tensor, geometry: ImageGeometry) -> Tensor:
+    """The part that covers the picture, and one row and column more, as the interpolation at its edge sees them."""
+    height, width = geometry.resized_size_hw
+    return low_res_logits[:, : -(-height // LOW_RES_STRIDE) + 1, : -(-width // LOW_RES_STRIDE) + 1].float()
+
+
+def _pack(mask: np.ndarray, top: int, left: int, place: Place) -> tuple[tuple[int, int, int, int], Place, np.ndarray]:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
-        return ScoredMask(index, stability, (0, 0, 0, 0), np.zeros(1, dtype=np.uint8))
+        return (0, 0, 0, 0), place, np.zeros(1, dtype=np.uint8)
     (y1, y2), (x1, x2) = rows[[0, -1]].tolist(), columns[[0, -1]].tolist()
     bits = np.packbits(mask[y1 : y2 + 1, x1 : x2 + 1])
-    return ScoredMask(index, stability, (left + x1, top + y1, left + x2, top + y2), bits)
+    return (left + x1, top + y1, left + x2, top + y2), place, bits
 
 
 def _upscaled_photos(
@@ -107,8 +179,7 @@ def _upscaled_regions(
 ) -> Iterator[tuple[int, int, int, np.ndarray]]:
     """For each mask: index, top, left and its float32 logits on the photo, where they can exceed `lowest`."""
     (height, width), stride = geometry.resized_size_hw, LOW_RES_STRIDE
-    # One row and column more than the photo covers, as the interpolation at its edge sees them.
-    logits = low_res_logits[:, : -(-height // stride) + 1, : -(-width // stride) + 1].float()
+    logits = _covering(low_res_logits, geometry)
     hot = logits > lowest
     rows_hot, columns_hot = hot.any(dim=2).numpy(), hot.any(dim=1).numpy()
     resize_rows = _AxisResize(height, geometry.original_size_hw[0])

@@ -1,0 +1,1 @@
+"""Compiled kernels for the CPU: built on first use, never needed."""
