@@ -18,7 +18,7 @@ from textsam.model import TextSamModel
 from textsam.predictor import TextSam
 from textsam.prompting.encoded_image import encode_images
 from textsam.queries import find_queries
-from textsam.text_regions.instances import BoxOptions, boxes_of_map
+from textsam.text_regions.instances import BoxOptions, boxes_of_map, label_cores
 from textsam.text_regions.levels import TextRegionConfig
 from textsam.text_regions.maps import TileAnswer, model_reader, scales_for
 from textsam.text_regions.options import TextReadingOptions
@@ -106,26 +106,51 @@ def test_a_tile_that_says_nothing_leaves_the_word_to_its_neighbour() -> None:
 def test_a_box_is_grown_back_by_what_it_was_shrunk() -> None:
     logits = np.full((30, 60), -8.0, np.float32)
     logits[10:16, 5:45] = 8.0  # core 40 x 6 cells, so a box of 46 x 12
-    quads, scores = boxes_of_map(logits, 4, 0.25, BoxOptions(upscale=1))
+    quads, scores = boxes_of_map(logits, 4, BoxOptions(growth=0.5, upscale=1))
     np.testing.assert_allclose(quads, [box(8, 28, 192, 76)], atol=1e-3)
     assert scores == pytest.approx([1.0], abs=1e-3)
-    quads, _ = boxes_of_map(logits, 4, 0.0, BoxOptions(upscale=1))
+    quads, _ = boxes_of_map(logits, 4, BoxOptions(upscale=1))
     np.testing.assert_allclose(quads, [box(20, 40, 180, 64)], atol=1e-3)
-    quads, _ = boxes_of_map(logits, 4, 0.25, BoxOptions(upscale=2))
+    quads, _ = boxes_of_map(logits, 4, BoxOptions(growth=0.5, upscale=2))
     assert polygon_iou(quads[0], box(8, 28, 192, 76)) > 0.95
 
 
 def test_small_and_doubtful_boxes_are_dropped_and_the_best_kept() -> None:
     logits = np.full((40, 40), -8.0, np.float32)
     logits[2:8, 2:20], logits[12:18, 2:20], logits[30, 30] = 8.0, 1.0, 8.0
-    found = [len(boxes_of_map(logits, 4, 0.0, BoxOptions(1 / 2, 1, side, score))[0]) for side, score in
+    found = [len(boxes_of_map(logits, 4, BoxOptions(upscale=1, min_side=side, min_score=score))[0]) for side, score in
              ((0, 0), (5, 0), (0, 0.8), (5, 0.8))]  # fmt: skip
     assert found == [3, 2, 2, 1]
-    quads, scores = boxes_of_map(logits, 4, 0.0, BoxOptions(upscale=1, max_boxes=1, min_side=5))
+    quads, scores = boxes_of_map(logits, 4, BoxOptions(upscale=1, max_boxes=1, min_side=5))
     assert scores[0] > 0.9
     assert len(quads) == 1
-    quads, scores = boxes_of_map(np.full((8, 8), -5.0, np.float32), 4, 0.25, BoxOptions())
+    quads, scores = boxes_of_map(np.full((8, 8), -5.0, np.float32), 4, BoxOptions())
     assert (quads.shape, scores.shape) == ((0, 4, 2), (0,))
+
+
+def test_cores_that_touch_are_parted_by_their_seeds() -> None:
+    logits = np.full((20, 60), -8.0, np.float32)
+    logits[5:11, 5:50] = 0.5  # one core at one half,
+    logits[5:11, 5:24] = logits[5:11, 31:50] = 6.0  # two at 0.9
+    logits[14:18, 5:50] = 0.5  # and one that nowhere is more likely
+    one = label_cores(logits, 0.5, 0.5)
+    assert [int(one.max()), len(np.unique(one[5:11, 5:50]))] == [2, 1]
+    two = label_cores(logits, 0.5, 0.9)
+    assert int(two.max()) == 2
+    assert not two[14:18].any()
+    assert len(np.unique(two[5:11, 5:27])) == len(np.unique(two[5:11, 28:50])) == 1
+    quads, _ = boxes_of_map(logits, 4, BoxOptions(seed=0.9, upscale=1))
+    assert sorted(quads[:, :, 0].min(1).tolist()) == pytest.approx([20, 108], abs=4)
+    assert not label_cores(logits, 0.5, 0.9999).any()
+
+
+def test_bumps_do_not_make_a_box_higher() -> None:
+    logits = np.full((30, 60), -8.0, np.float32)
+    logits[10:16, 5:45] = 8.0
+    logits[7:19, 20:22] = 8.0  # a bump of 3 cells above and below
+    quads, _ = boxes_of_map(logits, 4, BoxOptions(upscale=1))
+    # 40 x 6 cells and 12 more: as high as a rectangle of 252 cells
+    np.testing.assert_allclose(np.ptp(quads[0], axis=0), [160, 4 * 252 / 40], atol=1e-3)
 
 
 # -- scales ----------------------------------------------------------------------------------------------------------
@@ -283,6 +308,7 @@ def test_bad_levels(levels: list[str], message: str) -> None:
         ({"levels": ["word"], "tiles": 3}, "Expected text_regions with levels"),
         ({"levels": ["sentence"]}, "got 'sentence'"),
         ({"levels": ["word"], "shrink": {"word": 0.5}}, r"shrink values in \[0, 0.5\)"),
+        ({"levels": ["word"], "growth": {"word": -0.5}}, r"growth values in \(-0.5, 10\)"),
         ("word", "Expected text_regions with levels"),
     ],
 )
@@ -292,6 +318,11 @@ def test_bad_configurations(content: Any, message: str) -> None:
     config.text_regions = content
     with pytest.raises(ValueError, match=message):
         TextRegionConfig.of(config)
+
+
+def test_growth_undoes_the_shrinking_unless_it_is_given() -> None:
+    config = TextRegionConfig(("word", "text line"), shrink={"word": 0.25}, growth={"text line": 0.3})
+    assert [config.growth_of(level) for level in ("word", "text line", "text")] == [0.5, 0.3, 0.0]
 
 
 # -- through TextSam -------------------------------------------------------------------------------------------------

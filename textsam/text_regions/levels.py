@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 LEVELS = ("text", "text stroke", "word", "text line", "text block")
@@ -22,12 +22,15 @@ class TextRegionConfig:
         tile: side in pixels of the part of a picture that it sees at once, at the scale it was trained at.
         shrink: level -> s: the model draws boxes of that level moved in by s times their shorter side on all sides, so
             that neighbours stay apart; they are grown back when they are read. Levels without s are drawn whole.
+        growth: level -> share of a core's shorter side by which it is grown on all sides; where it is not given, what
+            undoes the shrinking exactly, s / (1 - 2 s). A model whose cores come out too large needs less.
         presence_threshold: a tile in which a level's presence is below it holds nothing of that level.
     """
 
     levels: tuple[str, ...]
     tile: int = 448
     shrink: dict[str, float] = field(default_factory=dict)
+    growth: dict[str, float] = field(default_factory=dict)
     presence_threshold: float = 0.2
 
     @classmethod
@@ -40,15 +43,22 @@ class TextRegionConfig:
         content = getattr(config, "text_regions", None)
         if content is None:
             return None
-        known = {"levels", "tile", "shrink", "presence_threshold"}
+        known = {field.name for field in fields(cls)}
         if not isinstance(content, dict) or not content.get("levels") or set(content) - known:
             raise ValueError(f"Expected text_regions with levels and some of {sorted(known)}, got {content!r}.")
         parsed = cls(**{**content, "levels": tuple(content["levels"])})
         check_levels(parsed.levels)
-        check_levels(tuple(parsed.shrink))
+        check_levels((*parsed.shrink, *parsed.growth))
         if not all(0 <= value < 0.5 for value in parsed.shrink.values()):
             raise ValueError(f"Expected shrink values in [0, 0.5), got {parsed.shrink}.")
+        if not all(-0.5 < value < 10 for value in parsed.growth.values()):
+            raise ValueError(f"Expected growth values in (-0.5, 10), got {parsed.growth}.")
         return parsed
+
+    def growth_of(self, level: str) -> float:
+        """The share of a core's shorter side by which it is grown on all sides."""
+        shrink = self.shrink.get(level, 0.0)
+        return self.growth.get(level, shrink / (1 - 2 * shrink))
 
 
 def check_levels(names: Sequence[str]) -> None:

@@ -17,6 +17,8 @@ class TextReadingOptions:
         min_scale: the coarsest pass; 1 switches off passes at reduced scale.
         presence_threshold: a tile whose presence of a level is below it says nothing of that level.
         threshold: probability above which a place belongs to a level.
+        seed, word_seed: probability that a core of a line or block, and of a word, must reach; cores that are apart
+            there are taken apart. Words stand so close that their cores touch at the threshold.
         min_score: boxes whose mean probability inside their core is below it are dropped, unless the caller gives a
             threshold.
         min_side: boxes whose shorter side is below it are dropped.
@@ -31,6 +33,8 @@ class TextReadingOptions:
     min_scale: float = 1 / 8
     presence_threshold: float = 0.5
     threshold: float = 0.5
+    seed: float = 0.6
+    word_seed: float = 0.85
     min_score: float = 0.6
     min_side: float = 5.0
     min_stroke_pixels: int = 8

@@ -67,7 +67,7 @@ def read_levels(
         for level in asked:
             presence[level] = max(presence[level], maps.presence[level])
             if level in BOX_LEVELS:
-                found = _boxes(maps, level, config.shrink.get(level, 0.0), lowest, options)
+                found = _boxes(maps, level, config.growth_of(level), lowest, options)
                 known = boxes.get(level)
                 boxes[level] = found if known is None else join_boxes(known, found, min_side, options.covered)
             else:
@@ -128,15 +128,17 @@ def _box_regions(level: str, boxes: Boxes, presence: float, size_hw: tuple[int, 
     return TextRegions(level, size_hw, quads[rows], scores[rows], order.line[rows], order.block[rows], presence)
 
 
-def _boxes(maps: LevelMaps, level: str, shrink: float, min_score: float, options: TextReadingOptions) -> Boxes:
+def _boxes(maps: LevelMaps, level: str, growth: float, min_score: float, options: TextReadingOptions) -> Boxes:
     """Boxes of one level at one scale, in original pixels."""
     box_options = BoxOptions(
         threshold=options.threshold,
+        seed=options.word_seed if level == "word" else options.seed,
+        growth=growth,
         min_side=options.min_side * maps.scale,
         min_score=min_score,
         max_boxes=options.max_boxes,
     )
-    quads, scores = boxes_of_map(maps.logits[level], maps.stride[level], shrink, box_options)
+    quads, scores = boxes_of_map(maps.logits[level], maps.stride[level], box_options)
     return (quads / maps.scale).astype(np.float32), scores
 
 
