@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,17 @@ import pytest
 import torch
 from miniatures import CLIP_DIM, HashedWords
 from PIL import Image, ImageDraw, ImageFont
+from typer.testing import CliRunner
 
+import textsam
+import train.ocr
+from textsam.commands.cli import app
 from textsam.config import TextSamConfig
 from textsam.model import TextSamModel
+from train.fonts import installed_faces
 from train.level_names import LEVELS, level_targets
 from train.ocr import with_fine_masks
+from train.synthetic_text import SyntheticText
 from train.text_data import MixedSamples, TextSample
 from train.text_photos import TextPhotos, quad_strip, read_text_photos
 from train.text_step import WrittenTextStep
@@ -149,3 +156,42 @@ def test_objects_need_their_step(words: Path) -> None:
     step = WrittenTextStep(small_model(), HashedWords().encode(list(LEVELS)))
     with pytest.raises(ValueError, match="a batch of objects came"):
         step(["not a TextSample"], torch.Generator())
+
+
+def walk_through() -> list[list[str]]:
+    """The commands of the walk-through in train/README.md, but for the installation."""
+    text = (Path(__file__).parent.parent / "train" / "README.md").read_text("utf-8")
+    section = text.split("## Written text: fine-tuning on 50 pictures of one's own", 1)[1]
+    block = section.split("```sh\n", 1)[1].split("```", 1)[0]
+    commands = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+    return [command for command in commands if command[0] != "pip"]
+
+
+@pytest.mark.skipif(not installed_faces(), reason="no fonts are installed")
+def test_the_walk_through_runs_as_written(in_tmp: Path) -> None:
+    """In miniature: few steps of small pictures; what makes it small is added at the end, where the last one wins."""
+    try:
+        SyntheticText([write_photos(in_tmp / "mine").parent / "images"])
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    (in_tmp / "mine" / "val.json").write_text((in_tmp / "mine" / "train.json").read_text())
+    (in_tmp / "photos").mkdir()
+    noise = np.random.default_rng(0).integers(60, 120, (200, 240, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(in_tmp / "photos" / "plain.png")
+    commands = walk_through()
+    assert [command[0] for command in commands] == ["textsam", "python", "textsam", "textsam"]
+    for command in commands:
+        if command[0] == "python":
+            assert command[1:3] == ["-m", "train.ocr"]
+            train.ocr.main([*command[3:], "--steps", "2", "--size", "64", "--batch-size", "1"])
+            continue
+        extra = ["--limit", "1"] if command[1] == "evaluate" else []
+        result = CliRunner().invoke(app, [*command[1:], *extra])
+        assert result.exit_code == 0, result.output
+    before, after = (json.loads((in_tmp / name / "ocr_scores.json").read_text()) for name in ("before", "after"))
+    assert before["sets"]["mine/val"].keys() > {"textsam-tiny-ocr"}
+    assert after["sets"]["mine/val"]["model"]["images"] == 1
+    trained = textsam.load(in_tmp / "runs" / "mine" / "model", device="cpu")
+    assert trained.text_reader is not None
+    assert trained.model.config.fine_masks
+    assert trained.text_encoder.encode(["text line"]).shape == (1, 512)

@@ -12,7 +12,7 @@ import pytest
 from textsam.native import build
 
 ROOT = Path(__file__).parent.parent
-MAX_MODEL_BYTES = 24_000_000
+MAX_MODEL_BYTES, MAX_SHARING_BYTES = 24_000_000, 12_000_000
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,10 @@ def test_contents(wheel: Path) -> None:
     for name in ("config.json", "model.safetensors", "README.md"):
         assert embedded + name in sizes
     assert sum(size for name, size in sizes.items() if name.startswith(embedded)) <= MAX_MODEL_BYTES
+    sharing = "textsam/weights/textsam-tiny-ocr/"
+    for name in ("config.json", "model.safetensors", "extra_names.safetensors", "README.md"):
+        assert sharing + name in sizes
+    assert sum(size for name, size in sizes.items() if name.startswith(sharing)) <= MAX_SHARING_BYTES
     assert "textsam/py.typed" in sizes
     python = {name for name in sizes if name.endswith(".py")}
     assert python == {str(path.relative_to(ROOT)) for path in (ROOT / "textsam").rglob("*.py")}

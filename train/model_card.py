@@ -82,19 +82,24 @@ def read_record(path: Path) -> Record:
     return _fill(Record, content, str(path))
 
 
-def build_card(record: Record, scores: dict[str, Any], files: dict[str, tuple[int, int]]) -> str:
+def build_card(
+    record: Record, scores: dict[str, Any], files: dict[str, tuple[int, int]], ocr: dict[str, Any] | None = None
+) -> str:
     """The card as Markdown.
 
     Args:
         scores: `scores.json` of `textsam evaluate`.
         files: safetensors file -> (parameters, bytes).
+        ocr: `ocr_scores.json` of `textsam evaluate --ocr`, of a model for written text.
     """
     parts = [f"{FRONT_MATTER}\n# {record.name}\n\n{record.summary}\n\n## Files"]
     rows = [[name, f"{count / 1e6:.2f} M", f"{size / 1e6:.1f} MB"] for name, (count, size) in files.items()]
     total = [sum(values) for values in zip(*files.values(), strict=True)]
     rows.append(["in all", f"{total[0] / 1e6:.2f} M", f"{total[1] / 1e6:.1f} MB"])
     parts.append(_table(["file", "parameters", "size"], rows))
-    parts.append("## Scores\n\n" + _how_scored(scores))
+    if ocr is not None:
+        parts += ["## Scores on written text\n\n" + _how_ocr_scored(ocr), _ocr_table(ocr), _script_table(ocr)]
+    parts.append(("## Scores" if ocr is None else "## Scores on everyday objects") + "\n\n" + _how_scored(scores))
     parts += [_mask_table(scores), _word_table(scores), _absence_text(scores), _classes_text(scores)]
     parts.append("## Training data")
     parts.append(
@@ -137,6 +142,38 @@ def _how_scored(scores: dict[str, Any]) -> str:
         "three masks of one click the one of the highest predicted IoU counts; beside it the best of the three by the "
         "truth, and the mask of `multimask_output=False`."
     )
+
+
+def _how_ocr_scored(ocr: dict[str, Any]) -> str:
+    limit = "all pictures" if ocr["limit"] is None else f"{ocr['limit']} pictures of each set, evenly spaced"
+    return f"By `textsam evaluate --ocr` {ocr['version']} on {limit}. {ocr['protocol']}"
+
+
+def _ocr_table(ocr: dict[str, Any]) -> str:
+    heading = ["set", "finder", "pictures", "word precision", "recall", "F", "PQ", "line precision", "recall", "F"]
+    heading += ["ink fgIoU", "ink F", "text-free photos within 2%", "s a picture"]
+    rows = []
+    for set_name, finders in ocr["sets"].items():
+        for finder, s in finders.items():
+            words, lines, ink = s["words"] or {}, s["lines"] or {}, s["strokes"] or {}
+            values = [words.get(key) for key in ("precision", "recall", "f", "pq")]
+            values += [lines.get(key) for key in ("precision", "recall", "f")]
+            values += [ink.get("fgiou"), ink.get("f"), (s["marked"] or {}).get("within"), s["seconds"]]
+            rows.append([set_name, finder, str(s["images"]), *map(_number, values)])
+    return _table(heading, rows)
+
+
+def _script_table(ocr: dict[str, Any]) -> str:
+    rows = []
+    for set_name, finders in ocr["sets"].items():
+        scripts = finders[ocr["model"]]["scripts"] if ocr["model"] in finders else {}
+        for script, s in scripts.items() if len(scripts) > 1 else ():
+            ink = finders[ocr["model"]]["stroke_scripts"].get(script) or {}
+            values = [s["precision"], s["recall"], s["f"], ink.get("fgiou")]
+            rows.append([set_name, script, str(s["truths"]), *map(_number, values)])
+    if not rows:
+        return ""
+    return "By script:\n\n" + _table(["set", "script", "words", "precision", "recall", "F", "ink fgIoU"], rows)
 
 
 def _summaries(scores: dict[str, Any]) -> list[dict[str, Any]]:
@@ -233,10 +270,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", required=True, type=Path)
     parser.add_argument("--scores", required=True, type=Path, help="scores.json of `textsam evaluate`")
+    parser.add_argument("--ocr-scores", type=Path, help="ocr_scores.json of `textsam evaluate --ocr`")
     parser.add_argument("--model", required=True, type=Path, help="folder of the model; README.md is written there")
     given = parser.parse_args(arguments)
     scores = json.loads(given.scores.read_text(encoding="utf-8"))
-    card = build_card(read_record(given.record), scores, weight_files(given.model))
+    ocr = json.loads(given.ocr_scores.read_text(encoding="utf-8")) if given.ocr_scores else None
+    card = build_card(read_record(given.record), scores, weight_files(given.model), ocr)
     target = given.model / "README.md"
     temporary = target.with_name(target.name + ".part")
     temporary.write_text(card, encoding="utf-8")

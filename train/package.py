@@ -36,6 +36,7 @@ def package(
     """
     trained = TextSamModel.from_pretrained(model, dtype=torch.float32)
     trained.half().save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)  # safetensors leaves it to the owner alone, and packages keep that
     if text_encoder is not None and crop_encoder is not None:
         SmallTextEncoder.from_pretrained(text_encoder).save_pretrained(out / TEXT_ENCODER)
         SmallCropEncoder.from_pretrained(crop_encoder).save_pretrained(out / CROP_ENCODER)

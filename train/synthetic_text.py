@@ -24,7 +24,7 @@ from train.fonts import faces_for
 from train.text_scenes import Scene, SceneOptions, Written, draw_scene
 
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-LEVELS = ("word", "text line", "text block")
+OUTLINED = ("word", "text line", "text block")
 
 
 class SyntheticText:
@@ -132,7 +132,7 @@ def write_coco(scenes: SyntheticText, count: int, out: Path) -> None:
         height, width = scene.strokes.shape
         images.append({"id": number + 1, "file_name": name, "width": width, "height": height})
         entries += annotations(scene, number + 1, len(entries) + 1)
-    categories = [{"id": i, "name": name} for i, name in enumerate(LEVELS, start=1)]
+    categories = [{"id": i, "name": name} for i, name in enumerate(OUTLINED, start=1)]
     content = {"images": images, "annotations": entries, "categories": categories}
     (out / "instances.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
@@ -151,7 +151,7 @@ def as_dataset(scenes: SyntheticText, count: int, cache_dir: str | Path | None =
         for number in range(count):
             scene = scenes[number]
             written = [
-                {name: LEVELS[entry["category_id"] - 1] if name == "category" else entry[name] for name in fields}
+                {name: OUTLINED[entry["category_id"] - 1] if name == "category" else entry[name] for name in fields}
                 for entry in annotations(scene, 0, 0)
             ]
             yield {

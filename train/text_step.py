@@ -18,8 +18,11 @@ from train.level_names import LEVELS
 from train.losses import balance, bce_loss, dice_loss, mask_iou
 from train.step import LossWeights, TextSamStep
 from train.text_data import TextSample
+from train.text_targets import CORES
 
 STROKE = LEVELS.index("text stroke")
+SPLIT = [LEVELS.index(name) for name in CORES]  # levels whose instances are told apart by the gaps between them
+GAP_CELLS, GAP_WEIGHT = 15, 8.0
 
 
 class WrittenTextStep(nn.Module):
@@ -89,7 +92,9 @@ class WrittenTextStep(nn.Module):
         there = (targets * weights).flatten(1).sum(1) > 0.5
         iou = mask_iou(logits, targets, weights)
         if there.any():
-            results["text"] = self._mask_loss(logits[there], targets[there], weights[there]).mean()
+            split = torch.isin(asked, torch.tensor(SPLIT, device=device))
+            stressed = weights * (1 + GAP_WEIGHT * gaps(targets) * split[:, None, None])
+            results["text"] = self._mask_loss(logits[there], targets[there], stressed[there]).mean()
             error = F.mse_loss(out.iou_predictions.float()[there, 0], iou[there])
             results["iou"] = self.loss_weights.iou * error
             for level, name in enumerate(LEVELS):
@@ -166,6 +171,8 @@ class WrittenTextStep(nn.Module):
         weights = torch.stack([F.adaptive_avg_pool2d(s.weights[None], size) for s in samples]).to(logits.device)
         weights = weights.expand_as(logits)
         there = (targets.flatten(2).sum(2) > 0.2) & (known > 0)
+        weights = weights.clone()
+        weights[:, SPLIT] *= 1 + GAP_WEIGHT * gaps(targets[:, SPLIT], GAP_CELLS // 2)
         pixel = bce_loss(logits, targets, balance(targets, weights, 4.0))
         results["similarity"] = 2 * (pixel * known).sum() / known.sum().clamp(min=1)
         if there.any():
@@ -211,6 +218,18 @@ class WrittenTextStep(nn.Module):
         logits = out.low_res_logits.float()[:, 0]
         results["words"] = self._mask_loss(logits, targets, weights).mean() / 2
         results["_words"] = mask_iou(logits, targets, weights).mean()
+
+
+def gaps(targets: Tensor, cells: int = GAP_CELLS) -> Tensor:
+    """Where neighbouring cores nearly touch: (..., h, w) in [0, 1]. What decides whether two words are told apart is a
+    few cells, which drown in the loss of all others.
+
+    Args:
+        targets: (..., h, w) in [0, 1]. cells: the widest gap, odd.
+    """
+    wide = F.max_pool2d(targets, cells, 1, cells // 2)
+    closed = -F.max_pool2d(-wide, cells, 1, cells // 2)
+    return (closed - targets).clamp(min=0)
 
 
 def _point_in(mask: Tensor, generator: torch.Generator) -> Tensor:

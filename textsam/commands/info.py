@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -13,7 +12,8 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from textsam import __version__
-from textsam.checkpoints.loading import EMBEDDED, load_model, resolve_device
+from textsam.checkpoints.encoders import EMBEDDED, packaged_folder
+from textsam.checkpoints.loading import PACKAGED, load_model, resolve_device
 from textsam.native import library
 
 SUPPLIERS = ("torch", "transformers", "open_clip_torch", "supervision", "numpy", "pillow", "huggingface_hub")
@@ -59,8 +59,8 @@ def devices() -> list[tuple[str, str]]:
 
 
 def card_of(model: str | None) -> str | None:
-    """The model card (Markdown without its YAML head) of the embedded model or of a folder; None without one."""
-    folder = Path(str(files("textsam"))) / "weights" / EMBEDDED if model in (None, EMBEDDED) else Path(str(model))
+    """The model card (Markdown without its YAML head) of a model in this package or of a folder; None without one."""
+    folder = packaged_folder(model or EMBEDDED) if model is None or model in PACKAGED else Path(model)
     card = folder / "README.md"
     if not card.is_file():
         return None
