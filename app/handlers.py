@@ -45,14 +45,14 @@ class Handlers:
         """A photo came in: read, encode once, and look for the words that are there already."""
         self.store.sweep()
         if path is None:
-            return [key, gr.skip(), gr.skip(), gr.skip(), *nothing()]
+            return [key, *[gr.skip()] * 4, *nothing()]
         progress(0.2, desc="Encoding the photo")
         try:
             photo = open_photo(Path(path))
             sam = for_photo(self.sam, photo)
         except (ValueError, OSError) as error:
             gr.Warning(escaped(sentence(error)), title="This photo cannot be used")
-            return [key, None, gr.skip(), gr.skip(), *nothing()]
+            return [key, None, *[gr.skip()] * 3, *nothing()]
         if self.store.get(key) is None:
             key = self.store.create()
         session = self.store.get(key)
@@ -61,7 +61,8 @@ class Handlers:
             if words.strip():
                 progress(0.6, desc="Looking for " + words[:40])
                 self._try(lambda: self._ask(session, words, negative))
-            return [key, None, gr.Column(visible=False), gr.Column(visible=True), *view(session)]
+            shown = [gr.Column(visible=False), gr.Column(visible=True), actions.INCLUDE]
+            return [key, None, *shown, *view(session)]
 
     # -- prompts -------------------------------------------------------------------------------------------------------
 

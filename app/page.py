@@ -131,7 +131,7 @@ def _connect(handlers: Handlers, key: gr.State, parts: dict[str, Any], count: in
     asking |= {"concurrency_id": "model", "concurrency_limit": count}
     words, negative, tool = parts["words"], parts["negative"], parts["tool"]
 
-    opened = [key, parts["photo"], parts["welcome"], parts["stage"], *view]
+    opened = [key, parts["photo"], parts["welcome"], parts["stage"], tool, *view]
     opening = {**asking, "show_progress": "full", "show_progress_on": [parts["photo"], parts["picture"]]}
     for trigger, source in ((parts["photo"].input, parts["photo"]), (parts["another"].upload, parts["another"])):
         trigger(handlers.open, [key, source, words, negative], opened, **opening)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 180  # s, for a machine that has much else to do
+PATIENCE = 400  # s, for a machine that has much else to do
 
 
 def free_port() -> int:

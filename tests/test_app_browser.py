@@ -221,6 +221,13 @@ def test_words_box_and_brush_join(visitor: Visitor) -> None:
     yellow = visitor.picture()
     assert ((yellow[..., 0] > 200) & (yellow[..., 1] > 160) & (yellow[..., 2] < 90)).any()  # box and brush are drawn
 
+    visitor.tool("Brush")
+    visitor.tab.wait_for_selector("#editor canvas")
+    visitor.tab.set_input_files("#another input[type=file]", ROOT / "app" / "pictures" / "coffee.jpg")
+    visitor.status("600 × 400 px")
+    visitor.tab.wait_for_selector("#picture img")  # not the editor, which holds the photo before
+    assert visitor.tab.locator("#tool label.selected").inner_text().strip() == "Click +"
+
 
 def test_negative_words_and_unknown_words(visitor: Visitor) -> None:
     visitor.open()

@@ -20,7 +20,7 @@ from app.downloads import FORMATS, write_download
 from app.drawing import draw_view, hex_colour, view_size
 from app.limits import Limits, open_photo, workers
 from app.lists import mask_list, prompt_list
-from app.scene import Point
+from app.scene import Found, Point
 from app.session import Session, SessionStore
 from textsam.files.coco import load_coco
 from textsam.predictor import TextSam
@@ -97,11 +97,20 @@ def test_photo_is_encoded_once_and_threshold_asks_nothing(
     assert calls == {"encode_image": 1, "decode_masks": asked}
 
 
+def small_object(session: Session) -> Found:
+    """A mask of a part of the background, kept."""
+    actions.click(session, BOX, 390, 20)
+    actions.click(session, BOX, 440, 100)
+    actions.next_object(session)
+    (small,) = session.scene.rows()
+    return small
+
+
 def test_threshold_spares_what_was_clicked(session: Session) -> None:
+    small = small_object(session)
     actions.ask_words(session, ("cat",), ())
-    actions.click(session, INCLUDE, 440, 40)
     actions.set_threshold(session, 1.0)
-    assert [row.origin for row in session.scene.rows()] == ["object"]
+    assert session.scene.rows() == [small]
     actions.set_threshold(session, 0.4)
     assert [row.origin for row in session.scene.rows()] == ["words", "object"]
 
@@ -160,14 +169,18 @@ def test_negative_click_corrects_the_mask_under_it(session: Session, sam: TextSa
 
 
 def test_chosen_mask_is_what_clicks_are_about(session: Session) -> None:
+    small = small_object(session)
     actions.ask_words(session, ("cat",), ())
-    (cat,) = session.scene.rows()
-    actions.click(session, INCLUDE, 440, 40)
-    other = session.scene.current
+    cat = session.scene.rows()[0]
+    actions.choose(session, small.id)
+    actions.click(session, INCLUDE, 420, 60)
+    corrected = session.scene.current
+    assert (corrected.id, corrected.colour) == (small.id, small.colour)
     actions.choose(session, cat.id)
     actions.click(session, INCLUDE, 300, 150)
-    assert {row.id for row in session.scene.rows()} == {cat.id, other.id}  # the object before is kept as it was
     assert session.scene.current.id == cat.id
+    assert session.scene.current.name == "cat"
+    assert session.scene.kept == (corrected,)  # as it was when the other was chosen
     assert session.scene.prompts.points == (Point(300, 150, True),)
 
 
