@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 PICTURES = Path(__file__).parent / "pictures"
-PATIENCE = 120  # s
+PATIENCE = 600  # s, for a machine that has much else to do
 
 
 class Person:

@@ -223,7 +223,9 @@ def test_words_box_and_brush_join(visitor: Visitor) -> None:
 
     visitor.tool("Brush")
     visitor.tab.wait_for_selector("#editor canvas")
-    visitor.tab.set_input_files("#another input[type=file]", ROOT / "app" / "pictures" / "coffee.jpg")
+    with visitor.tab.expect_file_chooser() as choosing:
+        visitor.tab.click("#another")
+    choosing.value.set_files(ROOT / "app" / "pictures" / "coffee.jpg")
     visitor.status("600 × 400 px")
     visitor.tab.wait_for_selector("#picture img")  # not the editor, which holds the photo before
     assert visitor.tab.locator("#tool label.selected").inner_text().strip() == "Click +"
