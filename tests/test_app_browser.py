@@ -206,9 +206,10 @@ def test_words_box_and_brush_join(visitor: Visitor) -> None:
     assert set(names) == {"cat"}
 
     visitor.tool("Brush")
-    visitor.tab.wait_for_selector("#editor canvas")
+    canvas = visitor.tab.locator("#editor canvas").last
+    canvas.wait_for()
     visitor.tab.wait_for_timeout(1500)  # the editor fits its canvas to the photo, and tells nobody when it is done
-    box = visitor.tab.locator("#editor canvas").bounding_box()
+    box = canvas.bounding_box()
     visitor.tab.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.45)
     visitor.tab.mouse.down()
     for step in range(8):
@@ -222,7 +223,7 @@ def test_words_box_and_brush_join(visitor: Visitor) -> None:
     assert ((yellow[..., 0] > 200) & (yellow[..., 1] > 160) & (yellow[..., 2] < 90)).any()  # box and brush are drawn
 
     visitor.tool("Brush")
-    visitor.tab.wait_for_selector("#editor canvas")
+    canvas.wait_for()
     with visitor.tab.expect_file_chooser() as choosing:
         visitor.tab.click("#another")
     choosing.value.set_files(ROOT / "app" / "pictures" / "coffee.jpg")
