@@ -7,9 +7,10 @@ import torch
 from skimage import data
 from transformers import AutoModel, AutoProcessor
 
-from textsam.checkpoints.loading import embedded_folder
+from textsam.checkpoints.encoders import packaged_folder
 
-name = sys.argv[1] if len(sys.argv) > 1 else embedded_folder()  # or the Hub id of a model that TextSAM saved
+# A folder that TextSAM saved, or a Hub id.
+name = sys.argv[1] if len(sys.argv) > 1 else packaged_folder("textsam-tiny")
 processor = AutoProcessor.from_pretrained(name)
 model = AutoModel.from_pretrained(name, dtype=torch.float32).eval()
 
