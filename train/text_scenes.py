@@ -65,7 +65,7 @@ class SceneOptions:
 
     size: tuple[int, int] = (448, 448)
     blocks: int = 4
-    textless: float = 0.12
+    textless: float = 0.2
     held_out: bool = False
     scripts: tuple[tuple[str, float], ...] = tuple(SCRIPTS.items())
     scale: float = 1.0

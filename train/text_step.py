@@ -92,8 +92,8 @@ class WrittenTextStep(nn.Module):
         there = (targets * weights).flatten(1).sum(1) > 0.5
         iou = mask_iou(logits, targets, weights)
         if there.any():
-            split = torch.isin(asked, torch.tensor(SPLIT, device=device))
-            stressed = weights * (1 + GAP_WEIGHT * gaps(targets) * split[:, None, None])
+            stress = torch.stack([self._stress(samples[b], level) for b, level in pairs]).to(device)
+            stressed = weights * (1 + GAP_WEIGHT * stress)
             results["text"] = self._mask_loss(logits[there], targets[there], stressed[there]).mean()
             error = F.mse_loss(out.iou_predictions.float()[there, 0], iou[there])
             results["iou"] = self.loss_weights.iou * error
@@ -120,8 +120,16 @@ class WrittenTextStep(nn.Module):
         every = first + [rest[i] for i in order]
         empty = not any(bool(mask.sum() > 0.5) for mask in sample.levels.values())
         if empty:
-            return [known[int(torch.randint(len(known), (), generator=generator))]]
+            return [known[i] for i in torch.randperm(len(known), generator=generator)[:2].tolist()]
         return every[: self.queries]
+
+    def _stress(self, sample: TextSample, level: int) -> Tensor:
+        """(S/4, S/4) in [0, 1]: the few cells that tell a level's instances apart, and a line from its words."""
+        target = sample.levels[LEVELS[level]]
+        stress = gaps(target[None])[0] if level in SPLIT else torch.zeros_like(target)
+        if LEVELS[level] == "text line" and "word" in sample.levels:
+            stress = torch.maximum(stress, (target - sample.levels["word"]).clamp(min=0))
+        return stress
 
     def _embed(self, levels: Tensor, generator: torch.Generator) -> Tensor:
         text = self.level_embeddings[levels]
@@ -141,7 +149,7 @@ class WrittenTextStep(nn.Module):
         targets = torch.stack([samples[b].strokes for b in index.tolist()]).to(logits.device)
         weights = torch.stack([samples[b].weights for b in index.tolist()]).to(logits.device)
         weights = F.interpolate(weights[:, None], logits.shape[-2:], mode="nearest")[:, 0]
-        loss = 2 * bce_loss(logits, targets, balance(targets, weights, 4.0)) + dice_loss(logits, targets, weights)
+        loss = 2 * bce_loss(logits, targets, balance(targets, weights, 2.0)) + dice_loss(logits, targets, weights)
         results["fine"] = 2 * loss.mean()
         results["_fine"] = mask_iou(logits, targets, weights).mean()
 
