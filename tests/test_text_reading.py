@@ -333,7 +333,7 @@ def sam() -> TextSam:
     """A random model that says it reads text, and answers with masks of some parts."""
     model = mobile_miniature(seed=3)
     model.config.text_regions = {"levels": ["word", "text line", "text"], "tile": 64, "shrink": {"word": 0.25}}
-    options = TextReadingOptions(overlap=16, min_scale=1.0, presence_threshold=0.0, min_score=0.0)
+    options = TextReadingOptions(overlap=16, min_scale=1.0, presence_threshold=0.0, min_score=0.0, word_score=0.0)
     return TextSam(model, HashedWords(), reading_options=options)
 
 

@@ -10,6 +10,7 @@ import torch
 from textsam.language.queries import QueryList
 from textsam.predictor import TextSam
 from textsam.prompting.detections import mask_nms
+from textsam.text_regions.options import TextReadingOptions
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -39,8 +40,7 @@ def find_queries(
         classes, and data["query_text"] the synonym.
     """
     if sam.text_reader is not None and sam.text_reader.levels_asked(queries.texts):
-        default = sam.text_reader.options.min_score if threshold is None else threshold
-        return _find_written_text(sam, image, queries, max_instances, default)
+        return _find_written_text(sam, image, queries, max_instances, threshold, sam.text_reader.options)
     options = sam.text_options if sam.model.config.text_trained else sam.ranking_options
     own = [query.threshold for query in queries.queries]
     lowest = threshold
@@ -81,17 +81,27 @@ def find_queries(
 
 
 def _find_written_text(
-    sam: TextSam, image: Any, queries: QueryList, max_instances: int | None, threshold: float
+    sam: TextSam,
+    image: Any,
+    queries: QueryList,
+    max_instances: int | None,
+    threshold: float | None,
+    options: TextReadingOptions,
 ) -> sv.Detections:
     """Levels of written text as classes; regions of a level do not repeat each other, so nothing is suppressed."""
-    least = np.array([threshold if query.threshold is None else query.threshold for query in queries.queries])
+    class_of_text = np.array(queries.class_of_text, dtype=np.int64)
+    least = []  # of each text
+    for text, number in zip(queries.texts, class_of_text, strict=True):
+        own = queries.queries[number].threshold
+        general = options.least_score(text.casefold()) if threshold is None else threshold
+        least.append(general if own is None else own)
     negatives = list(queries.negative_texts) or None
-    found = sam.predict(image, text=queries.texts, negative_text=negatives, threshold=float(least.min()))
-    classes = np.array(queries.class_of_text, dtype=np.int64)[found.class_id]
-    keep = np.flatnonzero(found.confidence >= least[classes])
+    found = sam.predict(image, text=queries.texts, negative_text=negatives, threshold=min(least))
+    classes = class_of_text[found.class_id]
+    keep = np.flatnonzero(found.confidence >= np.array(least)[found.class_id])
     if max_instances is not None:
         ranked = keep[np.argsort(-found.confidence[keep], kind="stable")]
-        best = [ranked[classes[ranked] == number][:max_instances] for number in range(len(least))]
+        best = [ranked[classes[ranked] == number][:max_instances] for number in range(len(queries.queries))]
         keep = np.sort(np.concatenate(best))
     result = found[keep]
     result.data["query_text"] = result.data["class_name"]

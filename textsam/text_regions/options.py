@@ -19,8 +19,8 @@ class TextReadingOptions:
         threshold: probability above which a place belongs to a level.
         seed, word_seed: probability that a core of a line or block, and of a word, must reach; cores that are apart
             there are taken apart. Words stand so close that their cores touch at the threshold.
-        min_score: boxes whose mean probability inside their core is below it are dropped, unless the caller gives a
-            threshold.
+        min_score, word_score: regions (words, ink) whose mean probability inside their core is below it are dropped, unless
+            the caller gives a threshold. Doubtful words are gone with their seeds already.
         min_side: boxes whose shorter side is below it are dropped.
         min_stroke_pixels: patches of ink of fewer pixels are dropped.
         covered: a box of a coarser pass gives way to those of the finer ones that cover this share of it.
@@ -35,8 +35,13 @@ class TextReadingOptions:
     threshold: float = 0.5
     seed: float = 0.6
     word_seed: float = 0.85
-    min_score: float = 0.6
+    min_score: float = 0.8
+    word_score: float = 0.6
     min_side: float = 5.0
     min_stroke_pixels: int = 8
     covered: float = 0.5
     max_boxes: int = 3000
+
+    def least_score(self, level: str) -> float:
+        """The score below which regions of a level are dropped."""
+        return self.word_score if level in ("word", "text stroke") else self.min_score

@@ -58,7 +58,7 @@ def read_levels(
     boxes: dict[str, Boxes] = {}
     areas: dict[str, np.ndarray] = {}
     presence = dict.fromkeys(asked, 0.0)
-    lowest = options.min_score if threshold is None else threshold
+    lowest = {level: options.least_score(level) if threshold is None else threshold for level in asked}
     maps_of_scales = read_scales(
         picture, asked, read_tile(asked), tile=config.tile, fill=fill, options=options, on_tile=on_tile
     )
@@ -67,7 +67,7 @@ def read_levels(
         for level in asked:
             presence[level] = max(presence[level], maps.presence[level])
             if level in BOX_LEVELS:
-                found = _boxes(maps, level, config.growth_of(level), lowest, options)
+                found = _boxes(maps, level, config.growth_of(level), lowest[level], options)
                 known = boxes.get(level)
                 boxes[level] = found if known is None else join_boxes(known, found, min_side, options.covered)
             else:
@@ -82,7 +82,7 @@ def read_levels(
             regions[level] = _box_regions(level, boxes[level], presence[level], size_hw)
         else:
             lines = boxes.get("text line", (np.zeros((0, 4, 2), np.float32),))[0] if level == STROKE else ()
-            regions[level] = area_regions(level, areas[level], lines, presence[level], lowest, options)
+            regions[level] = area_regions(level, areas[level], lines, presence[level], lowest[level], options)
     return regions, {level: areas[level] for level in regions if level in areas}
 
 
