@@ -64,7 +64,7 @@ def measure_curves(size: str, rounds: int, console: Console) -> list[Curve]:
         ("encoder", "images of a batch, half side", [1, 2, 4], lambda n: _encode(ours, pixels(n, side // 2))),
         ("decoder", "prompts", [1, 4, 16, 64], lambda n: decoder_job(ours, theirs, embeddings, n)[1]),
         ("masks of a photo, 1024 x 683", "masks", [16, 64, 256], lambda n: _score(n, (683, 1024))),
-        ("masks of a photo, 4000 x 3000", "masks", [4, 16, 64], lambda n: _score(n, (3000, 4000))),
+        ("masks of a photo, 4000 x 3000", "masks", [1, 4, 16, 64], lambda n: _score(n, (3000, 4000))),
         ("words, textsam-tiny", "queries", [1, 2, 4, 8], _ask()),
     ]
     curves = []
