@@ -19,8 +19,8 @@ class TextReadingOptions:
         threshold: probability above which a place belongs to a level.
         seed, word_seed: probability that a core of a line or block, and of a word, must reach; cores that are apart
             there are taken apart. Words stand so close that their cores touch at the threshold.
-        min_score, word_score: regions (words, ink) whose mean probability inside their core is below it are dropped, unless
-            the caller gives a threshold. Doubtful words are gone with their seeds already.
+        min_score, word_score: regions (words, ink) whose mean probability inside their core is below it are dropped,
+            unless the caller gives a threshold. Doubtful words are gone with their seeds already.
         min_side: boxes whose shorter side is below it are dropped.
         min_stroke_pixels: patches of ink of fewer pixels are dropped.
         covered: a box of a coarser pass gives way to those of the finer ones that cover this share of it.
