@@ -103,8 +103,7 @@ class Handlers:
         brushing = tool == actions.BRUSH and session is not None and session.photo is not None
         editor = gr.skip()
         if brushing:
-            background = Image.fromarray(session.photo).resize(view_size(session.photo))
-            editor = {"background": background, "layers": [], "composite": None}
+            editor = {"background": session.photo, "layers": [], "composite": None}
         return [gr.Image(visible=not brushing), gr.Column(visible=brushing), editor]
 
     def remove_prompt(self, key: str | None, event: gr.EventData) -> list[Any]:

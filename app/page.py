@@ -72,7 +72,7 @@ def _stage() -> dict[str, Any]:
             alt_text="The photo with its masks",
         )  # fmt: skip
         with gr.Column(visible=False) as painting:
-            editor = brush_editor(show_label=False, buttons=[], height=600, elem_id="editor")
+            editor = brush_editor(show_label=False, buttons=[], elem_id="editor")
             painted = gr.Button("Use what is painted", variant="primary", elem_id="painted")
         candidates = gr.Gallery(
             visible=False, columns=3, height="auto", allow_preview=False, show_label=True, buttons=[],
