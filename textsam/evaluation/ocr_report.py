@@ -92,7 +92,7 @@ class OcrReport:
 
     def print(self, console: Console) -> None:
         """A table of all sets and finders, and one of scripts where there is more than one."""
-        for table in (self._main_table(), self._script_table()):
+        for table in (*self._main_tables(), self._script_table()):
             if table.row_count:
                 console.print(table)
         console.print(self.protocol, style="dim", markup=False, highlight=False)
@@ -102,23 +102,30 @@ class OcrReport:
             console.print(f"... and {len(self.problems) - 5} more problems", style="dim")
         console.print(f"{self.seconds:.0f} s", style="dim", highlight=False)
 
-    def _main_table(self) -> Table:
-        table = _table("Written text", "set", "finder")
-        columns = {
-            **{f"word {key[:9]}": ("words", key) for key in ("precision", "recall", "f", "pq")},
-            **{f"line {key[:9]}": ("lines", key) for key in ("precision", "recall", "f", "pq")},
-            "ink IoU": ("strokes", "fgiou"),
-            "ink F": ("strokes", "f"),
-            "clean photos": ("marked", "within"),
+    def _main_tables(self) -> list[Table]:
+        """Words, lines, and the rest: each fits on a screen of 80 columns."""
+        boxes = {"precision": "precision", "recall": "recall", "F": "f", "PQ": "pq"}
+        groups: dict[str, dict[str, tuple[str, str]]] = {
+            "Words": {heading: ("words", key) for heading, key in boxes.items()},
+            "Lines": {heading: ("lines", key) for heading, key in boxes.items()},
+            "Ink; photos without text of which at most 2% is marked": {
+                "ink IoU": ("strokes", "fgiou"),
+                "ink F": ("strokes", "f"),
+                "clean photos": ("marked", "within"),
+            },
         }
-        for heading in columns:
-            table.add_column(heading, justify="right")
-        table.add_column("s", justify="right")
-        for set_name, finders in self.sets.items():
-            for name, scores in finders.items():
-                shown = [_number(_of(getattr(scores, group), key)) for group, key in columns.values()]
-                table.add_row(f"{set_name} ({scores.images})", name, *shown, _number(scores.seconds, 2))
-        return table
+        tables = []
+        for title, columns in groups.items():
+            table = _table(title, "set (pictures)", "finder")
+            for heading in [*columns, "s"]:
+                table.add_column(heading, justify="right")
+            for set_name, finders in self.sets.items():
+                for name, scores in finders.items():
+                    shown = [_number(_of(getattr(scores, group), key)) for group, key in columns.values()]
+                    if set(shown) != {"-"}:
+                        table.add_row(f"{set_name} ({scores.images})", name, *shown, _number(scores.seconds, 2))
+            tables.append(table)
+        return tables
 
     def _script_table(self) -> Table:
         table = _table("Words by script", "set", "finder", "script")
