@@ -59,7 +59,7 @@ class EmbeddingTable:
 
     def draw_distractors(self, present: list[int], count: int, generator: torch.Generator) -> Tensor:
         """Names to take as absent from a picture that shows `present`: near them rather than far, but no synonyms."""
-        if self.distractors is None or self.mean is None:
+        if self.distractors is None or self.mean is None or not count:
             return torch.zeros(0, dtype=torch.int64)
         near = self._centred(self.distractors) @ self._centred(torch.tensor(present, dtype=torch.int64)).T
         nearest = near.amax(1) if present else torch.zeros(len(self.distractors))
