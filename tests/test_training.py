@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from train.data import CocoSamples, Source, View, shrink
 from train.interactive import error_clicks, noisy_boxes
 from train.loop import LoopOptions, rate, train
 from train.losses import balance, bce_loss, dice_loss, focal_loss, mask_iou
+from train.optimization import build_optimizer
 from train.step import EmbeddingTable, TextSamStep
 
 SIZE = 64
@@ -140,16 +142,29 @@ def losses(out: Path, *names: str) -> list[float]:
     return [sum(record[name] for name in names or ("loss",)) for record in records]
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(scene: Path, tmp_path: Path) -> None:
-    train(*miniature(scene), OPTIONS, tmp_path / "whole")
-    half = LoopOptions(**{**vars(OPTIONS), "stop_after": 3})
-    train(*miniature(scene), half, tmp_path / "parts")
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_resumed_run_equals_an_uninterrupted_one(scene: Path, tmp_path: Path, muon: bool) -> None:
+    options = replace(OPTIONS, muon=muon)
+    train(*miniature(scene), options, tmp_path / "whole")
+    train(*miniature(scene), replace(options, stop_after=3), tmp_path / "parts")
     assert len(losses(tmp_path / "parts")) == 3
-    train(*miniature(scene), OPTIONS, tmp_path / "parts", resume=True)
+    train(*miniature(scene), options, tmp_path / "parts", resume=True)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     reloaded = TextSamModel.from_pretrained(tmp_path / "parts" / "model")
     whole = TextSamModel.from_pretrained(tmp_path / "whole" / "model")
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in reloaded.state_dict().items())
+
+
+def test_muon_takes_matrices_and_adamw_the_rest(scene: Path) -> None:
+    model = miniature(scene)[0].model
+    adamw, muon = build_optimizer(model, replace(OPTIONS, muon=True)).pair
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    by_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    rest = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert not by_muon & rest
+    assert by_muon | rest == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert "mask_decoder.transformer.layers.0.mlp.lin1.weight" in by_muon
+    assert not any("trunk" in name or "embed" in name or "_token" in name for name in by_muon)
 
 
 def test_training_learns_and_leaves_frozen_parts_alone(scene: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ class LoopOptions:
         steps: optimiser steps in all. batch_size: pictures per process and backward pass; accumulate: of those in one
             optimiser step.
         lr: of new parts; trunk_lr: of the pretrained trunk.
+        muon: matrices outside the trunk by Muon, whose steps are scaled so that `lr` means what it means for AdamW.
         train: "all"; "text": the text prompt alone; "text+decoder": prompt encoder and decoder.
         frozen: name prefixes that do not train.
         faster: name prefix -> factor on the rate, for parts that start from nothing beside trained ones.
@@ -41,6 +42,7 @@ class LoopOptions:
     accumulate: int = 1
     lr: float = 1.5e-3
     trunk_lr: float = 1.5e-4
+    muon: bool = False
     weight_decay: float = 0.02
     train: Literal["all", "text", "text+decoder"] = "all"
     frozen: tuple[str, ...] = ()
@@ -130,23 +132,65 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def build_optimizer(model: TextSamModel, options: LoopOptions) -> torch.optim.Optimizer:
-    """AdamW over what trains; no weight decay on vectors; the trunk, and each layer of a ViT, at its own rate."""
+    """AdamW over what trains; no weight decay on vectors; the trunk, and each layer of a ViT, at its own rate.
+
+    With `muon` the matrices of linear layers outside the trunk get Muon (Jordan et al. 2024) instead.
+    """
     prepare_parts(model, options)
     depth = len(getattr(model.image_encoder, "blocks", ()))
-    groups: dict[tuple[float, float], list[Tensor]] = {}
+    groups: dict[tuple[float, float, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            lr = options.trunk_lr if name.startswith(options.trunk) else options.lr
+            in_trunk, embedding = name.startswith(options.trunk), "embed" in name
+            lr = options.trunk_lr if in_trunk else options.lr
             lr *= options.layer_decay ** layers_above(name, depth)
             lr *= math.prod(factor for prefix, factor in options.faster if name.startswith(prefix))
-            decay = options.weight_decay if parameter.ndim > 1 and "embed" not in name else 0.0
-            groups.setdefault((lr, decay), []).append(parameter)
+            decay = options.weight_decay if parameter.ndim > 1 and not embedding else 0.0
+            by_muon = options.muon and parameter.ndim == 2 and not (in_trunk or embedding or "_token" in name)
+            groups.setdefault((lr, decay, by_muon), []).append(parameter)
     if not groups:
         raise ValueError("nothing is left to train: look at train=, frozen= and lora_rank=")
-    return torch.optim.AdamW(
-        [{"params": p, "lr": lr, "base_lr": lr, "weight_decay": wd} for (lr, wd), p in groups.items()],
-        betas=(0.9, 0.999),
-    )
+    parts: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    for (lr, decay, by_muon), parameters in groups.items():
+        parts[by_muon].append({"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay})
+    adamw = torch.optim.AdamW(parts[False], betas=(0.9, 0.999)) if parts[False] else None
+    if not parts[True]:
+        return adamw
+    if not hasattr(torch.optim, "Muon"):
+        raise ImportError(f"muon needs PyTorch 2.9 or newer, this is {torch.__version__}")
+    muon = torch.optim.Muon(parts[True], adjust_lr_fn="match_rms_adamw")
+    return muon if adamw is None else OptimizerPair(adamw, muon)
+
+
+class OptimizerPair(torch.optim.Optimizer):
+    """Two optimisers over different parameters, used as one."""
+
+    def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> None:
+        self.pair = (first, second)
+        self.defaults = first.defaults
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.pair for group in optimizer.param_groups]
+
+    @property
+    def state(self) -> dict[Tensor, Any]:
+        return {**self.pair[0].state, **self.pair[1].state}
+
+    def step(self, closure: None = None) -> None:
+        for optimizer in self.pair:
+            optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.pair:
+            optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pair": [optimizer.state_dict() for optimizer in self.pair]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for optimizer, state in zip(self.pair, state_dict["pair"], strict=True):
+            optimizer.load_state_dict(state)
 
 
 def layers_above(name: str, depth: int) -> int:

@@ -59,7 +59,7 @@ class EmbeddingTable:
 
     def draw_distractors(self, present: list[int], count: int, generator: torch.Generator) -> Tensor:
         """Names to take as absent from a picture that shows `present`: near them rather than far, but no synonyms."""
-        if self.distractors is None or self.mean is None:
+        if self.distractors is None or self.mean is None or not count:
             return torch.zeros(0, dtype=torch.int64)
         near = self._centred(self.distractors) @ self._centred(torch.tensor(present, dtype=torch.int64)).T
         nearest = near.amax(1) if present else torch.zeros(len(self.distractors))
@@ -127,6 +127,16 @@ class TextSamStep(nn.Module):
             return sample.absent
         drawn = self.table.draw_distractors(list(sample.present), self.distractors, generator)
         return torch.cat([sample.absent, drawn[~torch.isin(drawn, sample.absent)]])
+
+    def texts_of(self, names: list[int]) -> Tensor:
+        """(Q, D) what stands for names when each is compared with every picture of the batch."""
+        return self.table.names[names]
+
+    def text_of(self, name: int, key: tuple[str, int] | None, generator: torch.Generator) -> Tensor:
+        """(D,) what asks for a name: its embedding, or that of the crop of an instance of it."""
+        variants = self.table.crops.get(key)
+        use_crop = variants is not None and _uniform(generator) < self.crop_share
+        return variants[0].float() if use_crop else self.table.names[name]
 
     # -- geometry ------------------------------------------------------------------------------------------------
 
@@ -260,9 +270,7 @@ class TextSamStep(nn.Module):
             crops = dict(zip(sample.names.tolist(), sample.keys, strict=True))
             for name in wanted:
                 index.append(number)
-                variants = self.table.crops.get(crops.get(name))
-                use_crop = variants is not None and _uniform(generator) < self.crop_share
-                texts.append(variants[0].float() if use_crop else self.table.names[name])
+                texts.append(self.text_of(name, crops.get(name), generator))
                 masks.append(sample.present.get(name, torch.zeros_like(sample.weights)))
                 weights.append(sample.weights)
         if not texts:
@@ -296,7 +304,7 @@ class TextSamStep(nn.Module):
         for b, sample in enumerate(samples):
             targets[b, [rows[name] for name in absent[b].tolist()]] = 0.0
             targets[b, [rows[name] for name in sample.present]] = 1.0
-        logits = self.model.image_presence(image, self.table.names[names])
+        logits = self.model.image_presence(image, self.texts_of(names))
         there, missing = targets == 1, targets == 0
         each = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none")
         loss = (each * (there | missing)).sum() / there.sum().clamp(min=1) / 2
@@ -328,7 +336,7 @@ class TextSamStep(nn.Module):
         # Maps are large: of the names that no picture of the batch shows, a few.
         others = [name for name in names if name not in present]
         names = sorted(present) + others[:: max(1, len(others) // MAP_ABSENTEES)]
-        logits = self.model.text_similarity(image, self.table.names[names])
+        logits = self.model.text_similarity(image, self.texts_of(names))
         size = logits.shape[-2:]
         targets = torch.zeros_like(logits)
         known = torch.zeros(logits.shape[:2])

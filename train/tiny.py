@@ -60,7 +60,7 @@ def draw_from(names: list[str]) -> list[int]:
 def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptions]:
     torch.manual_seed(args.seed)
     options = LoopOptions(steps=args.steps, batch_size=args.batch_size, seed=args.seed, frozen=FROZEN)
-    options = replace(options, decay_from=args.decay_from, lr=args.lr, trunk_lr=args.lr / 10)
+    options = replace(options, decay_from=args.decay_from, lr=args.lr, trunk_lr=args.lr / 10, muon=args.muon)
     options = replace(options, mixed_precision="bf16" if has_fast_bfloat16(resolve_device(None)) else "no")
     config = TextSamConfig.tiny(text_trained=True, image_size=args.size)
     model = TextSamModel(config)
@@ -133,6 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--decay-from", type=float, default=0.7)
     parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--muon", action="store_true", help="matrices by Muon, the rest by AdamW")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--instances", type=int, default=3, help="of each picture and step")
     parser.add_argument("--rounds", type=int, default=2)
