@@ -34,9 +34,9 @@ class TextReadingOptions:
     presence_threshold: float = 0.5
     threshold: float = 0.5
     seed: float = 0.6
-    word_seed: float = 0.85
+    word_seed: float = 0.65
     min_score: float = 0.8
-    word_score: float = 0.6
+    word_score: float = 0.7
     min_side: float = 5.0
     min_stroke_pixels: int = 8
     covered: float = 0.5
