@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,6 @@ from PIL import Image, ImageDraw, ImageFont
 from typer.testing import CliRunner
 
 import textsam
-import train.ocr
 from textsam.commands.cli import app
 from textsam.config import TextSamConfig
 from textsam.model import TextSamModel
@@ -27,6 +29,7 @@ from train.text_data import MixedSamples, TextSample
 from train.text_photos import TextPhotos, quad_strip, read_text_photos
 from train.text_step import WrittenTextStep
 
+ROOT = Path(__file__).parent.parent
 SIDE = 96
 
 
@@ -160,7 +163,7 @@ def test_objects_need_their_step(words: Path) -> None:
 
 def walk_through() -> list[list[str]]:
     """The commands of the walk-through in train/README.md, but for the installation."""
-    text = (Path(__file__).parent.parent / "train" / "README.md").read_text("utf-8")
+    text = (ROOT / "train" / "README.md").read_text("utf-8")
     section = text.split("## Written text: fine-tuning on 50 pictures of one's own", 1)[1]
     block = section.split("```sh\n", 1)[1].split("```", 1)[0]
     commands = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
@@ -183,7 +186,9 @@ def test_the_walk_through_runs_as_written(in_tmp: Path) -> None:
     for command in commands:
         if command[0] == "python":
             assert command[1:3] == ["-m", "train.ocr"]
-            train.ocr.main([*command[3:], "--steps", "2", "--size", "64", "--batch-size", "1"])
+            small = ["--steps", "2", "--size", "64", "--batch-size", "1"]
+            environment = os.environ | {"PYTHONPATH": str(ROOT)}
+            subprocess.run([sys.executable, *command[1:], *small], env=environment, check=True, capture_output=True)
             continue
         extra = ["--limit", "1"] if command[1] == "evaluate" else []
         result = CliRunner().invoke(app, [*command[1:], *extra])
