@@ -15,6 +15,7 @@ import pytest
 import torch
 from miniatures import CLIP_DIM, HashedWords
 from PIL import Image, ImageDraw, ImageFont
+from tiny_models import tiny_model
 from typer.testing import CliRunner
 
 import textsam
@@ -24,6 +25,7 @@ from textsam.model import TextSamModel
 from train.fonts import installed_faces
 from train.level_names import LEVELS, level_targets
 from train.ocr import with_fine_masks
+from train.optimization import LoopOptions, build_optimizer
 from train.synthetic_text import SyntheticText
 from train.text_data import MixedSamples, TextSample
 from train.text_photos import TextPhotos, quad_strip, read_text_photos
@@ -200,3 +202,22 @@ def test_the_walk_through_runs_as_written(in_tmp: Path) -> None:
     assert trained.text_reader is not None
     assert trained.model.config.fine_masks
     assert trained.text_encoder.encode(["text line"]).shape == (1, 512)
+
+
+@pytest.mark.parametrize(("part", "rank"), [("text+decoder", 0), ("all", 2)])
+def test_sam_with_a_vit_is_a_start_too(words: Path, part: Any, rank: int) -> None:
+    """Without similarity map and fine head; what is frozen gets no gradient, adapters do."""
+    model = tiny_model()
+    options = LoopOptions(train=part, lora_rank=rank)
+    build_optimizer(model, options)
+    encoder = HashedWords()
+    step = WrittenTextStep(model, encoder.encode(list(LEVELS)), transcripts=encoder.encode)
+    samples = [TextPhotos(words, 128, 8, scales=(1.0, 1.0), near_text=1.0)[i] for i in range(2)]
+    results = step(samples, torch.Generator().manual_seed(0))
+    assert {"text", "presence", "words"} <= set(results)
+    assert not {"fine", "similarity", "image_presence"} & set(results)
+    sum(value for name, value in results.items() if not name.startswith("_")).backward()
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert "prompt_encoder.text_projection.weight" in reached
+    assert any(name.startswith("mask_decoder.") for name in reached)
+    assert {"lora_" in name for name in reached if name.startswith("image_encoder.")} == ({True} if rank else set())
