@@ -215,6 +215,7 @@ class TextSamModel(PreTrainedModel):
         Returns:
             `MaskPredictions`: low_res_logits (N, M, 4h, 4w), iou_predictions (N, M), presence_logits (N,) or None.
         """
+        image, image_index = _in_order(image, image_index)
         grid_hw = tuple(image.image_embeddings.shape[-2:])
         image_pe = self.prompt_encoder.pe_layer(grid_hw)[None]
         return self.mask_decoder(image, image_pe, prompts, multimask_output, image_index)
@@ -232,6 +233,7 @@ class TextSamModel(PreTrainedModel):
         """
         if image.fine_features is None:
             raise ValueError("image must come from encode_image of a model with fine_masks, but has no fine_features.")
+        image, image_index = _in_order(image, image_index)
         return self.fine_masks(image.fine_features, low_res_logits, image_index)
 
     def text_similarity(self, image: ImageEmbeddings, text_embeddings: Tensor, modality: str = "text") -> Tensor | None:
@@ -300,6 +302,15 @@ class TextSamModel(PreTrainedModel):
             image_index=image_index,
         )
         return self.decode_masks(image, prompts, multimask_output=multimask_output, image_index=image_index)
+
+
+def _in_order(image: ImageEmbeddings, image_index: Tensor | None) -> tuple[ImageEmbeddings, Tensor | None]:
+    """With as many prompts as images, the image of each prompt in its place: further down, what is of an image and what
+    is of a prompt can be told apart by number alone."""
+    count = len(image.image_embeddings)
+    if image_index is None or count == 1 or len(image_index) != count:
+        return image, image_index
+    return image.take(image_index), None
 
 
 def _directions(projection: nn.Linear, aligned: Tensor) -> Tensor:

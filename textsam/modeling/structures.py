@@ -24,15 +24,18 @@ class ImageEmbeddings:
 
     def select(self, index: int) -> ImageEmbeddings:
         """The image `index` of the batch, with its batch axis kept."""
-        one = slice(index, index + 1)
+        return self.take(slice(index, index + 1))
+
+    def take(self, rows: slice | Tensor) -> ImageEmbeddings:
+        """Images of the batch; rows (N,) int64 may name one several times."""
         skips = self.high_res_features
         return ImageEmbeddings(
-            self.image_embeddings[one],
+            self.image_embeddings[rows],
             self.input_size,
-            None if skips is None else (skips[0][one], skips[1][one]),
-            None if self.similarity_features is None else self.similarity_features[one],
-            None if self.presence_features is None else self.presence_features[one],
-            None if self.fine_features is None else self.fine_features[one],
+            None if skips is None else (skips[0][rows], skips[1][rows]),
+            None if self.similarity_features is None else self.similarity_features[rows],
+            None if self.presence_features is None else self.presence_features[rows],
+            None if self.fine_features is None else self.fine_features[rows],
         )
 
 
