@@ -242,6 +242,8 @@ def test_negative_words_and_unknown_words(visitor: Visitor) -> None:
     visitor.tab.fill("#words textarea", "cat, collar")
     visitor.tab.press("#words textarea", "Enter")
     assert "does not know “collar”" in visitor.toast()
+    # The toast comes before the answer, and what is asked in between would be lost.
+    visitor.tab.wait_for_function("document.querySelector('#words textarea').value === 'cat'")
     visitor.wait_masks(1)
     visitor.tab.fill("#words textarea", "<img src=x onerror=document.title='hacked'>")
     visitor.tab.press("#words textarea", "Enter")
