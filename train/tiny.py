@@ -29,8 +29,8 @@ from train.text_encoder import load_targets
 SETS = (
     ("voc", 1.0, True, "train_semantic.json", ()),
     ("coco", 2.5, True, None, ()),
-    ("ccp", 0.7, False, None, ()),
-    ("facade", 0.5, False, None, ()),
+    ("ccp", 1.2, False, None, ()),
+    ("facade", 1.5, False, None, ()),
     ("pennfudan", 1.0, False, None, ()),
     ("balloon", 1.5, False, None, ()),
     ("ecssd", 1.5, False, None, ("salient object",)),
