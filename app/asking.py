@@ -36,7 +36,7 @@ def warm_up(sam: TextSam) -> None:
 
 def default_threshold(sam: TextSam) -> float:
     """The least confidence of `TextSam.predict`."""
-    options = sam.text_options if sam.model.config.text_trained else sam.ranking_options
+    options = sam.text_options if sam.network.config.text_trained else sam.ranking_options
     return options.confidence_threshold
 
 
@@ -89,7 +89,7 @@ def find_everything(sam: TextSam, new_id: Callable[[], int]) -> tuple[Found, ...
 def everything_options(sam: TextSam) -> dict[str, Any]:
     """Of `TextSam.generate`: SAM's own for its ViTs, less strict ones for a small model; a coarser grid on a CPU."""
     side = 12 if sam.device.type == "cpu" else 32
-    if sam.model.config.encoder_type == "vit":
+    if sam.network.config.encoder_type == "vit":
         return {"points_per_side": side}
     return {"points_per_side": side, "pred_iou_thresh": LOWEST_CONFIDENCE, "stability_score_thresh": 0.5}
 

@@ -75,6 +75,6 @@ def workers(sam: TextSam) -> tuple[int, int]:
     all cores for one call, and a GPU one call.
     """
     cores = os.cpu_count() or 1
-    if sam.device.type == "cpu" and sam.model.config.encoder_type == "mobile":
+    if sam.device.type == "cpu" and sam.network.config.encoder_type == "mobile":
         return min(cores, 4), 1
     return 1, cores

@@ -26,6 +26,7 @@ LAYERS = [
     "modeling.decoder_native",
     "modeling.mask_decoder",
     "config",
+    "modeling.text_sam",
     "model",
     "language.vocabulary",
     "language.queries",
@@ -232,6 +233,14 @@ def test_the_network_knows_pytorch_alone(module: str) -> None:
 def test_light_imports(statement: str) -> None:
     heavy = ["torch", "transformers", "supervision", "open_clip", "cv2", "timm", "skimage", "datasets", "gradio"]
     code = f"import sys; {statement}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_loading_does_not_wait_for_what_only_others_need() -> None:
+    """transformers' model code and torch's compiler take longer to import than all the rest together."""
+    heavy = ["transformers.modeling_utils", "torch._dynamo", "supervision", "scipy", "open_clip"]
+    code = f"import sys, textsam; textsam.load(); print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

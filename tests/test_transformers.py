@@ -18,6 +18,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 import textsam
 from textsam.huggingface.processing import TextSamProcessor
+from textsam.model import TextSamModel
 from textsam.predictor import TextSam
 
 TASK = "text-prompted-segmentation"
@@ -140,6 +141,21 @@ def test_photos_with_prompts_of_their_own(segmenter, sam: TextSam) -> None:
 
 def test_what_load_gives_is_a_model_too(sam: TextSam) -> None:
     assert_is(pipeline(TASK, model=sam)(photo(), text="cat", threshold=0.0), sam.predict(photo(), "cat", threshold=0.0))
+
+
+def test_the_model_of_transformers_stands_on_the_same_weights(tmp_path: Path) -> None:
+    loaded = textsam.load()
+    assert not isinstance(loaded.network, TextSamModel)
+    assert isinstance(loaded.model, TextSamModel)
+    assert loaded.model is loaded.model
+    with torch.no_grad():
+        loaded.network.similarity_bias += 1  # a parameter of the network itself
+        loaded.network.mask_decoder.mask_tokens.weight += 1  # of a part
+    loaded.model.save_pretrained(tmp_path)
+    again = TextSamModel.from_pretrained(tmp_path, dtype=torch.float32).state_dict()
+    own = loaded.network.state_dict()
+    assert own.keys() == again.keys()
+    assert all(torch.equal(value, again[name]) for name, value in own.items())
 
 
 def test_from_the_hub(tiny_folder: Path, sam: TextSam, hub: HubServer, tmp_path: Path) -> None:

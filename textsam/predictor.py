@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from textsam.files.embedding_cache import DEFAULT_MAX_BYTES, CachedTexts, EmbeddingCache
 from textsam.files.images import read_image
 from textsam.language.words import Words
-from textsam.model import TextSamModel
+from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.answers import answer_geometry, answer_text
 from textsam.prompting.automatic import generate
 from textsam.prompting.automatic_options import AutomaticOptions
@@ -39,6 +40,8 @@ from textsam.text_regions.reader import TextRegionReader
 if TYPE_CHECKING:
     import supervision as sv
 
+    from textsam.model import TextSamModel
+
 
 class TextSam:
     """Segments what words, points, boxes and masks point at.
@@ -56,7 +59,7 @@ class TextSam:
 
     def __init__(
         self,
-        model: TextSamModel,
+        model: TextSamNetwork,
         text_encoder: Any = None,
         crop_encoder: Any = None,
         *,
@@ -67,7 +70,7 @@ class TextSam:
         reading_options: TextReadingOptions | None = None,
     ) -> None:
         config = model.config
-        self.model = model.eval()
+        self.network = model.eval()
         self.image_size = config.image_size if image_size is None else image_size
         self.pad_to_square = pad_to_square
         self.text_options = text_options or TextPromptOptions()
@@ -97,14 +100,21 @@ class TextSam:
             the cache, which counts its `hits` and `misses`.
         """
         cache = EmbeddingCache(folder, max_bytes)
-        self._cached = CachedImageEncoder(cache, self.model, self.image_size, self.pad_to_square)
+        self._cached = CachedImageEncoder(cache, self.network, self.image_size, self.pad_to_square)
         self._words.store = CachedTexts(cache)
         return cache
+
+    @cached_property
+    def model(self) -> TextSamModel:
+        """The network as a model of transformers, with `save_pretrained` and the like; imports transformers' models."""
+        from textsam.model import TextSamModel
+
+        return TextSamModel.of(self.network)
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self.model.device
+        return self.network.device
 
     @property
     def text_encoder(self) -> Any:
@@ -193,10 +203,10 @@ class TextSam:
         if levels:
             return answer_levels(self.text_reader, pixels, levels, question)
         if exemplar is not None:
-            like = exemplar_embedding(self.model, self.crop_encoder, exemplar)
+            like = exemplar_embedding(self.network, self.crop_encoder, exemplar)
             negatives = self._embed(question.negative_texts) if question.negative_texts else None
             photo = encoded or self._encode([pixels])[0]
-            return answer_text(self.model, photo, question, like, negatives, self.text_options)
+            return answer_text(self.network, photo, question, like, negatives, self.text_options)
         prompts = self._check(question, self._geometry(pixels) if encoded is None else encoded.geometry)
         return self._answer(encoded or self._encode([pixels])[0], question, prompts)
 
@@ -275,9 +285,9 @@ class TextSam:
         if not names:
             return np.zeros(0, dtype=np.float32)
         embeddings = self._embed(names)
-        if not self.model.config.text_trained:
+        if not self.network.config.text_trained:
             return self._ranker.agreement(encoded, names).amax(1).numpy()
-        return to_numpy(read_texts(self.model, encoded.embeddings, encoded.geometry, embeddings).presence)
+        return to_numpy(read_texts(self.network, encoded.embeddings, encoded.geometry, embeddings).presence)
 
     @torch.inference_mode()
     def generate(self, image: Any = None, **options: Any) -> sv.Detections:
@@ -311,19 +321,19 @@ class TextSam:
         return self._image
 
     def _geometry(self, pixels: np.ndarray) -> ImageGeometry:
-        return ImageGeometry.of(pixels.shape[:2], self.image_size, self.model.config.patch_size, self.pad_to_square)
+        return ImageGeometry.of(pixels.shape[:2], self.image_size, self.network.config.patch_size, self.pad_to_square)
 
     def _encode(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
         if self._cached is not None:
             return self._cached(images)
-        return encode_images(self.model, images, self.image_size, self.pad_to_square)
+        return encode_images(self.network, images, self.image_size, self.pad_to_square)
 
     def _tile(self, tile: np.ndarray) -> EncodedImage:
         """A square part of a photo, encoded at its own size."""
         side = tile.shape[0]
         if self._cached is not None:
             return self._cached.at_side(side)([tile])[0]
-        return encode_images(self.model, [tile], side)[0]
+        return encode_images(self.network, [tile], side)[0]
 
     def _levels(self, question: Question) -> list[str]:
         """The levels of written text that are asked for, if this model reads any and nothing else is asked."""
@@ -339,31 +349,31 @@ class TextSam:
             raise ValueError(
                 f"Expected one text, or one for each of {len(prompts)} prompt sets, got {len(question.texts)}."
             )
-        if question.texts is not None and (prompts is None or self.model.config.text_trained):
+        if question.texts is not None and (prompts is None or self.network.config.text_trained):
             self._embed(question.texts + question.negative_texts)
         return prompts
 
     def _answer(self, encoded: EncodedImage, question: Question, prompts: GeometricPrompts | None) -> sv.Detections:
-        trained = self.model.config.text_trained
+        trained = self.network.config.text_trained
         if prompts is not None:
             texts = None
             if question.texts is not None and trained:
                 texts = self._embed(question.texts)
             elif question.texts is not None:
                 self._ranker.notice(NAMES_NOTICE, stacklevel=5)
-            return answer_geometry(self.model, encoded, question, prompts, texts, self.text_options)
+            return answer_geometry(self.network, encoded, question, prompts, texts, self.text_options)
         if not trained:
             return self._ranker.answer(encoded, question)
         negatives = self._embed(question.negative_texts) if question.negative_texts else None
         texts = self._embed(question.texts or [])
-        return answer_text(self.model, encoded, question, texts, negatives, self.text_options)
+        return answer_text(self.network, encoded, question, texts, negatives, self.text_options)
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
         return self._words.embed(texts, self.device)
 
     def _generate(self, encoded: EncodedImage, options: AutomaticOptions | None = None) -> sv.Detections:
         found = generate(
-            self.model,
+            self.network,
             encoded.pixels,
             options,
             embeddings=encoded.embeddings,

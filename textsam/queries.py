@@ -41,7 +41,7 @@ def find_queries(
     """
     if sam.text_reader is not None and sam.text_reader.levels_asked(queries.texts):
         return _find_written_text(sam, image, queries, max_instances, threshold, sam.text_reader.options)
-    options = sam.text_options if sam.model.config.text_trained else sam.ranking_options
+    options = sam.text_options if sam.network.config.text_trained else sam.ranking_options
     own = [query.threshold for query in queries.queries]
     lowest = threshold
     if any(value is not None for value in own):
@@ -60,7 +60,7 @@ def find_queries(
         elif lowest != threshold:  # asked below this class's threshold for the sake of another class
             least = options.confidence_threshold if threshold is None else threshold
             keep[of_class] &= found.confidence[of_class] >= least
-            if threshold is None and sam.model.config.text_trained:
+            if threshold is None and sam.network.config.text_trained:
                 keep[of_class] &= found.data["presence"][of_class] >= sam.text_options.presence_threshold
     indices = np.flatnonzero(keep)
     kept = mask_nms(

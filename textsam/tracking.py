@@ -175,5 +175,5 @@ def _common(detections: Any) -> Any:
 
 
 def _threshold(sam: TextSam, threshold: float | None) -> float:
-    options = sam.text_options if sam.model.config.text_trained else sam.ranking_options
+    options = sam.text_options if sam.network.config.text_trained else sam.ranking_options
     return options.confidence_threshold if threshold is None else threshold

@@ -1,7 +1,7 @@
 """Adapters: the trained text prompt of a model (projection and presence weights), in a file of its own.
 
 A SAM checkpoint has no trained text prompt. An adapter of a few hundred kB gives it one, and leaves all else as it is.
-The file is safetensors: the tensors under the names of `TextSamModel.text_parameter_names()`, and in the header the
+The file is safetensors: the tensors under the names of `TextSamNetwork.text_parameter_names()`, and in the header the
 CLIP that they were trained for.
 """
 
@@ -19,7 +19,7 @@ from textsam.checkpoints.conversion import check_state_dict
 from textsam.checkpoints.hub import HubOptions, download, is_repo_id
 
 if TYPE_CHECKING:
-    from textsam.model import TextSamModel
+    from textsam.modeling.text_sam import TextSamNetwork
 
 ADAPTER_FILE = "text_adapter.safetensors"
 _HEADER = "textsam_adapter"
@@ -33,7 +33,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def save_adapter(model: TextSamModel, path: str | os.PathLike[str]) -> Path:
+def save_adapter(model: TextSamNetwork, path: str | os.PathLike[str]) -> Path:
     """Writes the text parameters of `model`, whole or not at all.
 
     Args:
@@ -120,7 +120,7 @@ def _find(path_or_id: str | os.PathLike[str], hub: HubOptions | None) -> Path:
     return path / ADAPTER_FILE
 
 
-def load_adapter(model: TextSamModel, path_or_id: str | os.PathLike[str]) -> TextSamModel:
+def load_adapter(model: TextSamNetwork, path_or_id: str | os.PathLike[str]) -> TextSamNetwork:
     """Puts an adapter's text parameters into `model`, in place, and marks its text prompt as trained.
 
     Args:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from textsam.checkpoints.adapters import ADAPTER_FILE, load_adapter, read_adapter, save_adapter
 from textsam.checkpoints.conversion import (
@@ -42,6 +43,7 @@ from textsam.checkpoints.weights_io import WEIGHTS_PATTERNS, read_folder_tensors
 if TYPE_CHECKING:
     from textsam.config import TextSamConfig
     from textsam.model import TextSamModel
+    from textsam.modeling.text_sam import TextSamNetwork
     from textsam.predictor import TextSam
 
 __all__ = ["EMBEDDED", "KNOWN_NAMES", "load", "load_adapter", "load_model", "save_adapter"]
@@ -138,7 +140,9 @@ def load_model(
     to_device = resolve_device(device)
     resolve_dtype(dtype, to_device)
     hub = HubOptions(revision, cache_dir, local_files_only)
-    return _build(_read(name_or_path, adapter, hub), to_device, dtype)
+    from textsam.model import TextSamModel
+
+    return TextSamModel.of(_build(_read(name_or_path, adapter, hub), to_device, dtype))
 
 
 def _read(
@@ -236,18 +240,31 @@ def _without_text(checkpoint: Checkpoint, fields: dict[str, Any]) -> Checkpoint:
     return replace(checkpoint, config=config, state_dict=kept)
 
 
-def _skeleton(checkpoint: Checkpoint) -> TextSamModel:
-    """The model that the configuration describes, without memory for its weights."""
-    from textsam.model import TextSamModel
+def _skeleton(checkpoint: Checkpoint) -> TextSamNetwork:
+    """The model that the configuration describes, with any values for weights."""
+    from textsam.modeling.text_sam import TextSamNetwork
 
     try:
-        with torch.device("meta"):
-            return TextSamModel(checkpoint.config)
+        with _WithoutStartValues():
+            return TextSamNetwork(checkpoint.config)
     except Exception as error:  # Sizes that contradict each other fail in whichever layer meets them first.
         raise ValueError(f"The configuration of {checkpoint.source} cannot be built: {error}") from error
 
 
-def _build(checkpoint: Checkpoint, device: torch.device, dtype: str | torch.dtype | None) -> TextSamModel:
+class _WithoutStartValues(TorchFunctionMode):
+    """Leaves out the random start values of layers: they are overwritten at once, and memory that nobody writes to is
+    none. (torch's meta device says the same, but imports torch's compiler for it: two seconds.)"""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _DRAWN_IN_PLACE:
+            return args[0]
+        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
+
+
+_DRAWN_IN_PLACE = (Tensor.normal_, Tensor.uniform_)
+
+
+def _build(checkpoint: Checkpoint, device: torch.device, dtype: str | torch.dtype | None) -> TextSamNetwork:
     to_dtype = resolve_dtype(dtype, device, checkpoint.config.encoder_type)
     model = _skeleton(checkpoint)
     expected = model.state_dict()

@@ -15,7 +15,7 @@ from textsam.checkpoints.encoders import CROP_ENCODER, TEXT_ENCODER
 from textsam.checkpoints.hub import upload
 
 if TYPE_CHECKING:
-    from textsam.model import TextSamModel
+    from textsam.modeling.text_sam import TextSamNetwork
     from textsam.predictor import TextSam
 
 TRAINING_FILE, CARD_FILE = "training.json", "README.md"
@@ -59,7 +59,7 @@ def push_to_hub(
 
 
 def push_adapter(
-    model: TextSamModel,
+    model: TextSamNetwork,
     repo_id: str,
     *,
     training: Record = None,
@@ -82,7 +82,7 @@ def push_adapter(
 
 
 def build_card(
-    repo_id: str, model: TextSamModel, use: str, training: Mapping[str, Any] | None, *, is_adapter: bool = False
+    repo_id: str, model: TextSamNetwork, use: str, training: Mapping[str, Any] | None, *, is_adapter: bool = False
 ) -> str:
     """A card that says what the configuration and the training record say, and that nothing else is known."""
     from huggingface_hub import ModelCardData

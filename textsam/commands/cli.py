@@ -132,7 +132,7 @@ def segment(
     if cache is not None:
         sam.use_cache(cache)
     check_words([*names, *(options["negative_text"] or [])], sam)
-    settings = {"command": "segment", "model": [model, clip, adapter, str(sam.model.dtype)], **options}
+    settings = {"command": "segment", "model": [model, clip, adapter, str(sam.network.dtype)], **options}
     settings["mask_input"] = file_stamp(mask)
 
     def predict(image: RgbImage) -> sv.Detections:
@@ -178,7 +178,7 @@ def generate(
     }
     paths = pictures(source)
     sam = load(model, device=device, dtype=dtype)
-    settings = {"command": "generate", "model": [model, str(sam.model.dtype)], **options}
+    settings = {"command": "generate", "model": [model, str(sam.network.dtype)], **options}
 
     def predict(image: RgbImage) -> sv.Detections:
         return sam.generate(image, **options)
@@ -255,7 +255,7 @@ def crops(
 
     paths = pictures(source)
     sam = load(model, device=device, dtype=dtype)
-    settings = {"command": "crops", "model": [model, str(sam.model.dtype)], "level": level, "threshold": threshold}
+    settings = {"command": "crops", "model": [model, str(sam.network.dtype)], "level": level, "threshold": threshold}
     run_crops_command(
         paths, out, sam, model=model, level=level, threshold=threshold, plate=plate, overwrite=overwrite,
         settings=settings,

@@ -49,7 +49,7 @@ def export_onnx(
     _require("onnx", "onnxscript", "onnxruntime")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model = sam.model.float().cpu()
+    model = sam.network.float().cpu()
     encoder = sam.carried_encoders[0] if model.config.text_trained else None
     small = encoder.float().cpu() if isinstance(encoder, SmallTextEncoder) else None
     side = model.config.image_size

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textsam.language.small_clip import SmallTextEncoder
-from textsam.model import TextSamModel
 from textsam.modeling.structures import DrawnPrompts, ImageEmbeddings, PromptEmbeddings
+from textsam.modeling.text_sam import TextSamNetwork
 
 # What an encoded image consists of, in this order; a model has the first and any of the others.
 IMAGE_OUTPUTS = ("image_embeddings", "skip4", "skip8", "similarity_features", "presence_features")
@@ -28,7 +28,7 @@ def image_parts(image: ImageEmbeddings) -> dict[str, Tensor]:
 class OnnxImageEncoder(nn.Module):
     """(1, 3, S, S) normalised pixels -> the tensors of `image_parts`."""
 
-    def __init__(self, model: TextSamModel) -> None:
+    def __init__(self, model: TextSamNetwork) -> None:
         super().__init__()
         self.model = model
 
@@ -66,7 +66,7 @@ class OnnxPromptDecoder(nn.Module):
 
     image_pe: Tensor
 
-    def __init__(self, model: TextSamModel, part_names: list[str]) -> None:
+    def __init__(self, model: TextSamNetwork, part_names: list[str]) -> None:
         super().__init__()
         self.model = model
         self.part_names = part_names

@@ -42,7 +42,7 @@ def compare(sam: TextSam, folder: Path, prompts: int = 1, rounds: int = ROUNDS) 
     def session(name: str) -> Any:
         return onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
 
-    model, generator = sam.model, torch.Generator().manual_seed(0)
+    model, generator = sam.network, torch.Generator().manual_seed(0)
     side, queries = model.config.image_size, int(model.config.text_trained)
     pixels = torch.randn(1, 3, side, side, generator=generator)
     encode = session("image_encoder.onnx")

@@ -64,12 +64,12 @@ class TextPromptedSegmentationPipeline(Pipeline):
                 f"Expected a TextSAM model, got {type(model).__name__}: pass model=textsam.load(...), which also reads "
                 "SAM's own checkpoints."
             )
-        processor = processor or TextSamProcessor.of_config(self.sam.model.config)
+        processor = processor or TextSamProcessor.of_config(self.sam.network.config)
         # transformers makes batches for those pipelines that have an image processor.
         super().__init__(model=self.sam.model, image_processor=processor.image_processor, **kwargs)
         self.processor = processor
         if not isinstance(model, TextSam) and kwargs.get("dtype") in (None, "auto"):  # weights are stored in float16
-            self.sam.model.to(dtype=resolve_dtype(None, self.device, self.sam.model.config.encoder_type))
+            self.sam.network.to(resolve_dtype(None, self.device, self.sam.network.config.encoder_type))
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """

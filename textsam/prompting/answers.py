@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from textsam.model import TextSamModel
+from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.detections import to_detections, to_numpy
 from textsam.prompting.encoded_image import EncodedImage
 from textsam.prompting.geometry_prompting import segment_prompts
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def answer_geometry(
-    model: TextSamModel,
+    model: TextSamNetwork,
     encoded: EncodedImage,
     question: Question,
     prompts: GeometricPrompts,
@@ -81,7 +81,7 @@ def answer_geometry(
 
 
 def answer_text(
-    model: TextSamModel,
+    model: TextSamNetwork,
     encoded: EncodedImage,
     question: Question,
     text_embeddings: Tensor,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from textsam.files.rle import decode_mask, encode_mask
-from textsam.model import TextSamModel
 from textsam.modeling.structures import ImageEmbeddings
+from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.automatic_options import AutomaticOptions, crop_boxes
 from textsam.prompting.detections import boxes_of_masks, to_numpy
 from textsam.prompting.mask_scoring import Place, ScoredMask, score_masks
@@ -67,7 +67,7 @@ _ARRAYS = ("boxes_xyxy", "predicted_iou", "stability_score", "points_xy", "crop_
 
 @torch.no_grad()
 def generate(
-    model: TextSamModel,
+    model: TextSamNetwork,
     image: np.ndarray,
     options: AutomaticOptions | None = None,
     *,
@@ -111,7 +111,7 @@ def generate(
 
 
 def _encode(
-    model: TextSamModel, image: np.ndarray, side: int, pad_to_square: bool
+    model: TextSamNetwork, image: np.ndarray, side: int, pad_to_square: bool
 ) -> tuple[ImageEmbeddings, ImageGeometry]:
     config = model.config
     pixel_values, geometry = preprocess_image(
@@ -126,7 +126,7 @@ def _encode(
 
 
 def _search_crop(
-    model: TextSamModel,
+    model: TextSamNetwork,
     embeddings: ImageEmbeddings,
     geometry: ImageGeometry,
     options: AutomaticOptions,
@@ -170,7 +170,7 @@ def _search_crop(
 
 
 def _decode_points(
-    model: TextSamModel, embeddings: ImageEmbeddings, geometry: ImageGeometry, points: np.ndarray
+    model: TextSamNetwork, embeddings: ImageEmbeddings, geometry: ImageGeometry, points: np.ndarray
 ) -> tuple[Tensor, Tensor]:
     """(P, 2) points in px of the crop -> logits (P * M, 4h, 4w) and predicted IoUs (P * M,) float32."""
     coords = torch.from_numpy(geometry.points_to_input(points)).float().to(model.device)[:, None]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from textsam.files.embedding_cache import EmbeddingCache, content_key, module_revision
-from textsam.model import TextSamModel
 from textsam.modeling.structures import ImageEmbeddings
+from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.encoded_image import EncodedImage, encode_images
 from textsam.prompting.transforms import ImageGeometry
 
@@ -23,7 +23,7 @@ class CachedImageEncoder:
         side, pad_to_square: as for `encode_images`, and part of the keys, too.
     """
 
-    def __init__(self, cache: EmbeddingCache, model: TextSamModel, side: int, pad_to_square: bool) -> None:
+    def __init__(self, cache: EmbeddingCache, model: TextSamNetwork, side: int, pad_to_square: bool) -> None:
         self.cache, self.model, self.side, self.pad_to_square = cache, model, side, pad_to_square
         config = model.config
         self.revision = module_revision(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from textsam.model import TextSamModel
 from textsam.modeling.structures import ImageEmbeddings
+from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.transforms import ImageGeometry, preprocess_image
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class EncodedImage:
 
 
 def encode_images(
-    model: TextSamModel, images: Sequence[np.ndarray], side: int, pad_to_square: bool = True
+    model: TextSamNetwork, images: Sequence[np.ndarray], side: int, pad_to_square: bool = True
 ) -> list[EncodedImage]:
     """Photos through the image encoder, those of the same input size in one call.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from textsam.files.images import read_image
-from textsam.model import TextSamModel
+from textsam.modeling.text_sam import TextSamNetwork
 
 EXEMPLAR_NAME = "exemplar"
 # Training drew the crop's side between 1 and 2 times the box, half of the crops without what surrounds the mask.
@@ -45,7 +45,7 @@ def exemplar_mask(image: np.ndarray, place: Any) -> np.ndarray:
     return mask
 
 
-def exemplar_embedding(model: TextSamModel, crop_encoder: Any, exemplar: Any) -> Tensor:
+def exemplar_embedding(model: TextSamNetwork, crop_encoder: Any, exemplar: Any) -> Tensor:
     """(1, D), to be used as a text's embedding.
 
     The crops' embeddings are averaged over those that training saw, with and without surroundings. Images and texts lie

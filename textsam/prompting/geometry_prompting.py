@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textsam.model import TextSamModel
 from textsam.modeling.structures import ImageEmbeddings
+from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.detections import confidence_score, stability_scores
 from textsam.prompting.prompts import GeometricPrompts
 from textsam.prompting.text_instances import clear_padding, mask_agreement
@@ -44,7 +44,7 @@ class GeometryMasks:
 
 
 def segment_prompts(
-    model: TextSamModel,
+    model: TextSamNetwork,
     image: ImageEmbeddings,
     geometry: ImageGeometry,
     prompts: GeometricPrompts,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from textsam.prompting.text_options import TextPromptOptions
 from textsam.prompting.transforms import ImageGeometry
@@ -20,6 +19,8 @@ def guess_prompts(
         points (P, 2) xy: the peaks, then grid points inside the region, P at most `max_points`; boxes (R, 4) xyxy of
         the connected regions.
     """
+    from scipy import ndimage  # on first use: importing it takes longer than loading the model
+
     height, width = geometry.resized_size_hw
     cell_y, cell_x = (n / cells for n, cells in zip(geometry.padded_size_hw, probability.shape, strict=True))
     rows, columns = find_peaks(probability, options.peak_threshold, options.peak_radius)
@@ -48,6 +49,8 @@ def find_peaks(probability: np.ndarray, threshold: float, radius: int) -> tuple[
 
     The highest maximum counts even below the threshold: whoever asks for instances of low confidence gets one.
     """
+    from scipy import ndimage  # on first use: importing it takes longer than loading the model
+
     is_peak = ndimage.maximum_filter(probability, size=2 * radius + 1) == probability
     is_peak &= probability >= min(threshold, probability.max())
     labels, count = ndimage.label(is_peak, structure=np.ones((3, 3)))

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textsam.model import TextSamModel
 from textsam.modeling.structures import ImageEmbeddings
+from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.text_guesses import grid_points, guess_prompts
 from textsam.prompting.text_instances import TextInstances, keep_best, one_name_each, score_masks
 from textsam.prompting.text_options import TextPromptOptions
@@ -25,7 +25,7 @@ from textsam.prompting.transforms import ImageGeometry
 
 
 def find_instances(
-    model: TextSamModel,
+    model: TextSamNetwork,
     image: ImageEmbeddings,
     geometry: ImageGeometry,
     text_embeddings: Tensor,
@@ -73,7 +73,7 @@ def find_instances(
 
 
 def decode_guesses(
-    model: TextSamModel,
+    model: TextSamNetwork,
     image: ImageEmbeddings,
     geometry: ImageGeometry,
     text_embedding: Tensor,

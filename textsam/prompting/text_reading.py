@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from textsam.model import TextSamModel
 from textsam.modeling.structures import ImageEmbeddings
+from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.text_instances import OUTSIDE, TextInstances, clear_padding
 from textsam.prompting.transforms import ImageGeometry
 
@@ -33,7 +33,7 @@ class TextReading:
 
 
 def read_texts(
-    model: TextSamModel,
+    model: TextSamNetwork,
     image: ImageEmbeddings,
     geometry: ImageGeometry,
     text_embeddings: Tensor,
@@ -56,7 +56,7 @@ def read_texts(
 
 
 def similarity_probability(
-    model: TextSamModel,
+    model: TextSamNetwork,
     image: ImageEmbeddings,
     geometry: ImageGeometry,
     text_embeddings: Tensor,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch.nn import functional as F
 
 from textsam.prompting.text_instances import OUTSIDE, TextInstances, score_masks
@@ -17,6 +16,8 @@ def find_regions(
     reading: TextReading, query: int, geometry: ImageGeometry, options: TextPromptOptions
 ) -> TextInstances:
     """The connected parts of one text's mask, as instances."""
+    from scipy import ndimage  # on first use: importing it takes longer than loading the model
+
     logits = reading.region_logits[query]
     labels, count = ndimage.label((logits > 0).cpu().numpy(), structure=np.ones((3, 3)))
     areas = np.bincount(labels.ravel(), minlength=count + 1)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
 from textsam.text_regions.quads import grow_quad, quad_around, size_of_quad
 
@@ -126,6 +125,8 @@ def areas_of_mask(
 
 def _parts(labels: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
     """left, top and mask (h, w) bool of each label from 1 on."""
+    from scipy import ndimage  # on first use: importing it takes longer than loading the model
+
     for number, place in enumerate(ndimage.find_objects(labels), start=1):
         if place is not None:
             yield int(place[1].start), int(place[0].start), labels[place] == number

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textsam.model import TextSamModel
+from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.encoded_image import EncodedImage
 from textsam.prompting.text_reading import read_texts
 from textsam.prompting.transforms import LOW_RES_STRIDE, resize_image
@@ -112,7 +112,7 @@ def read_scales(
 
 
 def model_reader(
-    model: TextSamModel,
+    model: TextSamNetwork,
     encode: Callable[[np.ndarray], EncodedImage],
     levels: Sequence[str],
     text_embeddings: Tensor,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from textsam.model import TextSamModel
+from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.encoded_image import EncodedImage
 from textsam.text_regions.levels import LEVELS, TextRegionConfig
 from textsam.text_regions.maps import ReadTile, model_reader
@@ -28,7 +28,7 @@ class TextRegionReader:
 
     def __init__(
         self,
-        model: TextSamModel,
+        model: TextSamNetwork,
         embed: Callable[[Sequence[str]], Tensor],
         encode: Callable[[np.ndarray], EncodedImage],
         config: TextRegionConfig,
