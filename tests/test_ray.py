@@ -129,3 +129,22 @@ def test_a_killed_run_goes_on_with_two_workers(photos: Path, tiny_folder: Path) 
     assert second.returncode == 1, errors  # one picture is broken
     assert f"{before} done before" in output
     assert rows("out") == label_here(tiny_folder, 100)
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_nodes_loses_one_of_them(photos: Path, tiny_folder: Path) -> None:
+    """Two nodes with processes of their own, reached by address; one is taken away in mid-run."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        run = start(tiny_folder, "--address", cluster.address, "--workers", 2, "--shard-size", 1)
+        wait_for(lambda: done_shards() >= 2, run)
+        cluster.remove_node(second, allow_graceful=False)
+        output, errors = run.communicate(timeout=TIMEOUT)
+        assert run.returncode == 1, errors  # one picture is broken
+        assert "1 failed" in output
+        assert rows("out") == label_here(tiny_folder, 1)
+    finally:
+        cluster.shutdown()
