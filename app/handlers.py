@@ -23,6 +23,7 @@ from textsam.predictor import TextSam
 from textsam.prompting.detections import UNNAMED_CLASS
 
 PROGRESS = gr.Progress()  # as a default value it stands for the bar of each call
+WORDS = slice(4, 6)  # of what the page shows: the two boxes for words
 VIEWS_KEPT = 8  # pictures of a session that may still be on their way to the browser
 
 
@@ -68,7 +69,9 @@ class Handlers:
 
     def ask_words(self, key: str | None, words: str, negative: str) -> list[Any]:
         """The words, and those that must not be found."""
-        return self._change(key, lambda session: self._ask(session, words, negative))
+        answer = self._change(key, lambda session: self._ask(session, words, negative))
+        answer[WORDS] = [gr.skip(), gr.skip()]  # the next question may stand there already
+        return answer
 
     def everything(self, key: str | None, progress: gr.Progress = PROGRESS) -> list[Any]:
         """All automatic masks."""

@@ -143,9 +143,10 @@ def _connect(handlers: Handlers, key: gr.State, parts: dict[str, Any], count: in
     examples.load_input_event.then(handlers.open, [key, parts["photo"], words, negative], opened, **opening)
 
     for event in (words.submit, negative.submit):
-        event(handlers.ask_words, [key, words, negative], view, **asking)
+        # A question that comes while the last one is being answered waits for its turn.
+        event(handlers.ask_words, [key, words, negative], view, trigger_mode="always_last", **asking)
     parts["everything"].click(handlers.everything, [key], view, **{**asking, "show_progress": "full"})
-    parts["picture"].select(handlers.click, [key, tool], view, **asking)
+    parts["picture"].select(handlers.click, [key, tool], view, trigger_mode="multiple", **asking)
     parts["prompts"].delete(handlers.remove_prompt, [key], view, **asking)
     tool.change(handlers.tool, [key, tool], [parts["picture"], parts["painting"], parts["editor"]], **quiet)
     parts["painted"].click(
