@@ -25,8 +25,10 @@ def write_dataset(
     """Writes `folder` anew: `images/` and the annotations of all pictures.
 
     coco: `annotations.json`; yolo: `labels/*.txt` and `data.yaml`; voc: `annotations/*.xml`. Polygons (YOLO, VOC) keep
-    every corner of the outline. A picture with camera rotation, transparency or unusual colours is stored as the
-    upright RGB PNG that was segmented, because tools differ in how they read such files.
+    every corner of the outline, holes are cut in, and read back they give the same pixels; these formats lack objects
+    in several parts (each becomes an object) and parts of one or two pixels. A picture with camera rotation,
+    transparency or unusual colours is stored as the upright RGB PNG that was segmented, because tools differ in how
+    they read such files.
 
     Args:
         folder: is replaced when it exists.
