@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from typer.testing import CliRunner
 
 from textsam.commands.cli import app
@@ -23,7 +23,6 @@ NOT_RUN = (
     "textsam evaluate",
     "textsam demo",
     "textsam export",
-    "textsam-tiny-ocr",
     "textsam video",
     "--engine ray",
     "<",
@@ -53,6 +52,11 @@ def photos(in_tmp: Path, cat_photo: np.ndarray) -> Path:
     (in_tmp / "classes.txt").write_text("cat = cat | kitten\ndog @ 0.5\n!zebra\n")
     for path in ("cat.jpg", "photos/one.jpg", "photos/two.jpg"):
         Image.fromarray(cat_photo).save(in_tmp / path)
+    (in_tmp / "frames").mkdir()
+    frame = Image.fromarray(cat_photo)
+    ImageDraw.Draw(frame).text((40, 200), "WRITTEN TEXT", "white", ImageFont.load_default(40), stroke_width=1)
+    for path in ("frame.jpg", "frames/one.jpg"):
+        frame.save(in_tmp / path)
     return in_tmp
 
 

@@ -26,6 +26,7 @@ from train.recipes import RECIPES, Recipe
 from train.run_recipe import load_start, run_recipe, samples_of
 from train.sam_step import SamStep, StepOptions
 from train.stores import CropPrompts
+from train.text_prompt import PromptOptions
 
 ROOT = Path(__file__).parent.parent
 SIZE, CLIP_DIM = 64, 24
@@ -133,6 +134,36 @@ def test_lora_is_folded_into_what_is_shipped(tmp_path: Path) -> None:
         name for name in start if name.startswith("image_encoder") and not torch.equal(start[name], trained[name])
     }
     assert changed == {f"image_encoder.blocks.{i}.attn.{part}.weight" for i in range(2) for part in ("qkv", "proj")}
+
+
+def test_the_open_questions_are_options(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "data")
+    small = miniature("sam-vit-b-text-small-gpu", steps=2, clicks=0)
+    recipe = replace(small, prompt=PromptOptions("mlp", centre=4))
+    run(recipe, data, tmp_path / "run")
+    trained = load_model(tmp_path / "run" / "model", dtype="float32")
+    assert trained.config.text_projection == "mlp"
+    model_of().save_pretrained(tmp_path / "start")
+    adapted = load_model(tmp_path / "start", adapter=tmp_path / "run" / "adapter", dtype="float32")
+    assert all(torch.equal(value, trained.state_dict()[name]) for name, value in adapted.state_dict().items())
+
+    crops = clip_encoders()[1]
+    samples = samples_of([open_source(str(data))], recipe)
+    seen = torch.cat([CropPrompts(crops).embed(samples[i]) for i in range(4)])
+    text_mean, image_mean = trained.prompt_encoder.modality_means
+    torch.testing.assert_close(image_mean, seen.mean(0), rtol=1e-3, atol=1e-4)
+    assert text_mean.norm() > 0.1
+    centred = trained.prompt_encoder.align_clip(seen, "image")
+    assert centred.mean(0).norm() < seen.mean(0).norm()  # no common direction is left
+
+
+def test_centring_needs_masks_and_words(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "data")
+    recipe = replace(miniature("sam-vit-h-text", steps=1), prompt=PromptOptions(centre=2))
+    with pytest.raises(ValueError, match=r"prompt\.centre needs a CLIP with both encoders"):
+        run_recipe(
+            recipe, [open_source(str(data))], tmp_path, model=model_of(), encoders=(None, clip_encoders()[1])
+        )  # fmt: skip
 
 
 SCRIPT = """

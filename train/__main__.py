@@ -20,6 +20,7 @@ from textsam.files.coco import MAX_BAD_SHARE
 from train.recipes import RECIPES, TINY, TINY_COMMAND, TINY_EXPECTED, Recipe
 
 PARTS = ("text", "text+decoder", "all")
+SETTABLE = ("step", "samples", "loop", "prompt")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int)
     parser.add_argument(
         "--set", action="append", default=[], metavar="PART.OPTION=VALUE", dest="settings",
-        help="any option of the recipe's step, samples or loop, its value as JSON: --set step.noise=0.1",
+        help="any option of the recipe's step, samples, loop or prompt, its value as JSON: --set step.noise=0.1",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args(arguments)
@@ -105,8 +106,8 @@ def with_setting(recipe: Recipe, setting: str) -> Recipe:
     """
     path, _, text = setting.partition("=")
     part, _, option = path.partition(".")
-    if part not in ("step", "samples", "loop") or option not in vars(getattr(recipe, part)):
-        options = vars(getattr(recipe, part)) if part in ("step", "samples", "loop") else ("step", "samples", "loop")
+    if part not in SETTABLE or option not in vars(getattr(recipe, part)):
+        options = vars(getattr(recipe, part)) if part in SETTABLE else SETTABLE
         raise ValueError(f"there is no option {path!r}; choose from {', '.join(options)}")
     try:
         value = json.loads(text)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from train.optimization import LoopOptions
 from train.sam_step import StepOptions
 from train.samples import SampleOptions
+from train.text_prompt import PromptOptions
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Recipe:
         command: that trains it. expected: result, and where that figure comes from.
         init: what `textsam.load` takes to start from.
         clip: open_clip's name and tag of the CLIP whose space the text prompt speaks.
-        step, samples, loop: options.
+        step, samples, loop, prompt: options.
         keep_images: keep the image embeddings on disk; for a frozen encoder and fixed views.
         keep_crops: keep the embeddings of crops on disk; for fixed crop seeds.
     """
@@ -30,6 +31,7 @@ class Recipe:
     step: StepOptions = field(default_factory=StepOptions)
     samples: SampleOptions = field(default_factory=SampleOptions)
     loop: LoopOptions = field(default_factory=LoopOptions)
+    prompt: PromptOptions = field(default_factory=PromptOptions)
     keep_images: bool = False
     keep_crops: bool = False
 

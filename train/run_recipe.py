@@ -17,6 +17,7 @@ from train.recipes import Recipe
 from train.sam_step import SamStep
 from train.samples import RecordSamples, StreamSamples
 from train.stores import CropPrompts, TensorStore
+from train.text_prompt import centre, with_projection
 
 RANDOM_SIZES = {
     "facebook/sam-vit-base": TextSamConfig.sam_vit_b,
@@ -47,6 +48,7 @@ def run_recipe(
     """
     if model is None:
         model = load_start(recipe)
+    model = with_projection(model, recipe.prompt.projection)
     if encoders is None and recipe.step.text_share:
         clip = load_open_clip(recipe.clip)
         encoders = (TextEncoder(*clip), CropEncoder(clip[0]))
@@ -72,6 +74,12 @@ def run_recipe(
     crops = None
     if encoders is not None:
         crops = CropPrompts(encoders[1], TensorStore(out / "cache" / "crops") if recipe.keep_crops else None)
+    samples = samples_of(sources, recipe)
+    if recipe.prompt.centre and not (resume and (out / "last.pt").exists()):  # a checkpoint holds the means
+        if crops is None or encoders is None or encoders[0] is None:
+            raise ValueError("prompt.centre needs a CLIP with both encoders, and text_share > 0")
+        seen = samples if isinstance(samples, StreamSamples) else (samples[i] for i in range(recipe.prompt.centre))
+        centre(model, crops, encoders[0], seen, recipe.prompt.centre)
     step = SamStep(
         model,
         recipe.step,
@@ -80,7 +88,7 @@ def run_recipe(
         image_store=TensorStore(out / "cache" / "images") if recipe.keep_images else None,
     )
     evaluate = None if val is None else evaluation(val, val_limit, encoders)
-    train(step, samples_of(sources, recipe), recipe.loop, out, resume, evaluate)
+    train(step, samples, recipe.loop, out, resume, evaluate)
 
 
 def load_start(recipe: Recipe, *, random_weights: bool = False) -> TextSamModel:
