@@ -15,12 +15,11 @@ from textsam.model import TextSamModel
 CLIP_DIM = 48
 
 
-def mobile_miniature(*, seed: int = 0) -> TextSamModel:
+def mobile_miniature(*, seed: int = 0, mask_refinement: bool = True) -> TextSamModel:
     """The embedded model's structure: similarity head, skips, prompts drawn as maps; text counts as trained."""
     torch.manual_seed(seed)
-    config = TextSamConfig.tiny(
-        image_size=128, prompt_dim=32, decoder_heads=2, decoder_mlp_dim=32, clip_dim=CLIP_DIM, text_trained=True
-    )
+    sizes = {"image_size": 128, "prompt_dim": 32, "decoder_heads": 2, "decoder_mlp_dim": 32, "clip_dim": CLIP_DIM}
+    config = TextSamConfig.tiny(**sizes, text_trained=True, mask_refinement=mask_refinement)
     model = TextSamModel(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -15,6 +15,7 @@ from textsam.checkpoints.encoders import EXTRA_NAMES, read_extra_names, write_ex
 from textsam.config import TextSamConfig
 from textsam.language.vocabulary import UnknownNameError
 from textsam.model import TextSamModel
+from textsam.modeling.fine_masks import Surroundings
 from textsam.prompting.cached_encoding import from_tensors, to_tensors
 
 SIDE = 64
@@ -39,6 +40,17 @@ def test_an_untrained_head_only_enlarges(model: Any) -> None:
     fine = model.refine_masks(model.encode_image(pictures()), coarse)
     assert fine.shape == (3, 1, SIDE, SIDE)
     torch.testing.assert_close(fine, F.interpolate(coarse, scale_factor=4, mode="bilinear", align_corners=False))
+
+
+@torch.no_grad()
+def test_further_surroundings_start_from_nothing() -> None:
+    torch.manual_seed(0)
+    deep = Surroundings(4, levels=3)
+    flat = Surroundings(4)
+    flat.load_state_dict({name: value for name, value in deep.state_dict().items() if "further" not in name})
+    x = torch.randn(2, 4, 16, 24)
+    torch.testing.assert_close(deep(x), flat(x))
+    assert not torch.allclose(randomize(deep)(x), flat(x))
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ LAYERS = [
     "modeling.fine_masks",
     "modeling.mobile_encoder",
     "modeling.prompt_encoder",
+    "modeling.mask_refiner",
     "modeling.decoder_inference",
     "modeling.decoder_native",
     "modeling.mask_decoder",

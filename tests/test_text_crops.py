@@ -317,7 +317,7 @@ def test_crops_with_a_model_that_does_not_read(photo: Path, tiny_folder: Path) -
 
 def test_read_text_regions_with_a_recogniser(text_folder: Path, photo: Path) -> None:
     sam = textsam.load(text_folder, device="cpu")
-    sam.text_reader.options = TextReadingOptions(presence_threshold=0.0, word_score=0.0)
+    sam.text_reader.options = TextReadingOptions(zoom=1.0, presence_threshold=0.0, word_score=0.0, stroke_score=0.0)
     told: list[tuple[int, int]] = []
     found = read_text_regions(
         sam,

@@ -28,7 +28,7 @@ from textsam.text_regions.regions import TextRegions
 from textsam.text_regions.scales import join_areas, join_boxes
 from textsam.text_regions.tiles import JoinedMaps, TileGrid
 
-ONE_SCALE = TextReadingOptions(overlap=32, min_scale=1.0)
+ONE_SCALE = TextReadingOptions(overlap=32, zoom=1.0, min_scale=1.0)
 
 
 def read(picture: np.ndarray, levels: Sequence[str], options: TextReadingOptions = ONE_SCALE, **answer: Any) -> Any:
@@ -157,11 +157,32 @@ def test_bumps_do_not_make_a_box_higher() -> None:
 
 
 def test_scales_of_a_picture() -> None:
-    options = TextReadingOptions()
+    options = TextReadingOptions(zoom=1.0)
     assert scales_for((720, 1280), options) == [1.0, 0.5]
     assert scales_for((300, 300), options) == [1.0]
     assert scales_for((3000, 4000), options) == [1.0, 0.5, 0.25, 0.125]
     assert scales_for((3000, 4000), dataclasses.replace(options, min_scale=1.0)) == [1.0]
+    enlarged = dataclasses.replace(options, zoom=1.5)
+    assert scales_for((720, 1280), enlarged) == [1.5, 0.5]
+    assert scales_for((200, 300), enlarged) == [1.5]
+    assert scales_for((3000, 4000), enlarged) == [1.0, 0.5, 0.25, 0.125]  # too large to be enlarged
+
+
+def test_small_pictures_are_read_enlarged() -> None:
+    seen = []
+
+    def read_tile(tile: np.ndarray) -> TileAnswer:
+        seen.append(tile)
+        return TileAnswer(np.where(tile[::4, ::4, 0] > 200, 8.0, -8.0).astype(np.float32)[None], np.ones(1, np.float32))
+
+    picture = np.zeros((60, 60, 3), np.uint8)
+    picture[20:40, 10:50] = 255
+    options = TextReadingOptions(overlap=32, zoom=1.5, min_score=0.0)
+    config = TextRegionConfig(("text line",))
+    regions, _ = read_levels(picture, ["text line"], lambda levels: read_tile, config, options)
+    assert len(seen) == 1
+    assert np.count_nonzero(seen[0][..., 0] > 200) == pytest.approx(1.5**2 * 20 * 40, rel=0.1)
+    np.testing.assert_allclose(regions["text line"].quads[0], box(10, 20, 50, 40), atol=3)
 
 
 def test_a_large_word_takes_the_place_of_its_pieces() -> None:
@@ -227,7 +248,7 @@ def test_a_word_larger_than_what_is_read_at_full_size() -> None:
 
         return read_tile
 
-    options = TextReadingOptions(overlap=32, largest_letters=50)
+    options = TextReadingOptions(overlap=32, zoom=1.0, largest_letters=50)
     found, _ = read_levels(picture, ["word"], forgetful, CONFIG, options, fill=(0, 0, 0))
     assert_found(found["word"], [large, small])
     found, _ = read_levels(picture, ["word"], forgetful, CONFIG, ONE_SCALE, fill=(0, 0, 0))
@@ -331,9 +352,11 @@ def test_growth_undoes_the_shrinking_unless_it_is_given() -> None:
 @pytest.fixture
 def sam() -> TextSam:
     """A random model that says it reads text, and answers with masks of some parts."""
-    model = mobile_miniature(seed=3)
+    model = mobile_miniature(seed=3, mask_refinement=False)
     model.config.text_regions = {"levels": ["word", "text line", "text"], "tile": 64, "shrink": {"word": 0.25}}
-    options = TextReadingOptions(overlap=16, min_scale=1.0, presence_threshold=0.0, min_score=0.0, word_score=0.0)
+    options = TextReadingOptions(
+        overlap=16, zoom=1.0, min_scale=1.0, presence_threshold=0.0, min_score=0.0, word_score=0.0, word_seed=0.65
+    )
     return TextSam(model, HashedWords(), reading_options=options)
 
 
@@ -371,6 +394,8 @@ def test_ink_is_redrawn_at_full_resolution(cat_photo: np.ndarray) -> None:
     np.testing.assert_array_equal(answer.strokes, expected.numpy())
     without = model_reader(model, lambda pixels: encode_images(model, [pixels], 64)[0], ["word"], texts[:1])(tile)
     assert without.strokes is None
+    surer = model_reader(model, lambda pixels: encode_images(model, [pixels], 64)[0], levels, texts, 1.1)(tile)
+    assert surer.strokes is None  # there is no ink in this tile, so nothing to redraw
 
 
 def test_predict_keeps_the_best_and_the_order(sam: TextSam, cat_photo: np.ndarray) -> None:

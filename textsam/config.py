@@ -29,6 +29,7 @@ class TextSamConfig(PreTrainedConfig):
         similarity_dim: E, the width of both.
         high_res_skips: maps at strides 4 and 8 into the decoder's upscaling ("mobile" only).
         dense_geometry: prompts also drawn as maps; see `GeometryMaps`.
+        mask_refinement: masks are drawn after a second look at stride 4; needs dense_geometry.
         fine_masks: masks can be redrawn at the input's full resolution, for the strokes of letters; needs
             `high_res_skips`. See `FineMasks`.
         text_regions: of a model that finds written text: its levels, tile and rule of shrinking, as
@@ -69,6 +70,7 @@ class TextSamConfig(PreTrainedConfig):
         similarity_dim: int = 128,
         high_res_skips: bool = False,
         dense_geometry: bool = False,
+        mask_refinement: bool = False,
         fine_masks: bool = False,
         text_regions: dict[str, Any] | None = None,
         text_trained: bool = False,
@@ -89,6 +91,8 @@ class TextSamConfig(PreTrainedConfig):
             raise ValueError(f'{" and ".join(asked)} need encoder_type="mobile"; the ViT lacks them.')
         if fine_masks and not high_res_skips:
             raise ValueError("fine_masks needs high_res_skips=True: it starts from the map at stride 4.")
+        if mask_refinement and not dense_geometry:
+            raise ValueError("mask_refinement needs dense_geometry=True: it looks at the prompts as they are drawn.")
         self.encoder_type = encoder_type
         self.image_size = image_size
         self.patch_size = patch_size
@@ -117,6 +121,7 @@ class TextSamConfig(PreTrainedConfig):
         self.similarity_dim = similarity_dim
         self.high_res_skips = high_res_skips
         self.dense_geometry = dense_geometry
+        self.mask_refinement = mask_refinement
         self.fine_masks = fine_masks
         self.text_regions = text_regions
         self.text_trained = text_trained

@@ -26,7 +26,7 @@ class LossWeights:
     focal: float = 5.0
     bce: float = 2.0
     dice: float = 2.0
-    iou: float = 1.0
+    iou: float = 3.0
     presence: float = 0.5
     image_presence: float = 1.0
     similarity: float = 1.0

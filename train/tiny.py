@@ -61,8 +61,11 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
     torch.manual_seed(args.seed)
     options = LoopOptions(steps=args.steps, batch_size=args.batch_size, seed=args.seed, frozen=FROZEN)
     options = replace(options, decay_from=args.decay_from, lr=args.lr, trunk_lr=args.lr / 10, muon=args.muon)
+    options = replace(
+        options, faster=(("mask_decoder.refiner.", args.refiner_factor), ("mask_decoder.quality.", args.refiner_factor))
+    )
     options = replace(options, mixed_precision="bf16" if has_fast_bfloat16(resolve_device(None)) else "no")
-    config = TextSamConfig.tiny(text_trained=True, image_size=args.size)
+    config = TextSamConfig.tiny(text_trained=True, image_size=args.size, mask_refinement=True)
     model = TextSamModel(config)
     model.image_encoder.load_trunk(load_file(args.trunk))
     if args.init:
@@ -100,7 +103,13 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
 
 def start_from(model: TextSamModel, state_dict: dict[str, torch.Tensor]) -> None:
     """Weights of a former model; parts that it did not have yet start afresh, anything else is an error."""
-    new = ("image_encoder.presence_head.", "presence_projection.", "presence_bias")
+    new = (
+        "image_encoder.presence_head.",
+        "presence_projection.",
+        "presence_bias",
+        "mask_decoder.refiner.",
+        "mask_decoder.quality.",
+    )
     result = model.load_state_dict({name: value.float() for name, value in state_dict.items()}, strict=False)
     wrong = [name for name in result.missing_keys if not name.startswith(new)] + list(result.unexpected_keys)
     if wrong:
@@ -133,6 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--decay-from", type=float, default=0.7)
     parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--refiner-factor", type=float, default=1.0, help="on the rate of the mask refiner")
     parser.add_argument("--muon", action="store_true", help="matrices by Muon, the rest by AdamW")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--instances", type=int, default=3, help="of each picture and step")

@@ -105,7 +105,7 @@ class OnnxPromptDecoder(nn.Module):
         presence_tokens = decoder.presence_token.weight.expand(count, queries, -1)
         tokens = torch.cat([decoder.tokens(prompts.sparse_prompt_embeddings, False), presence_tokens], dim=1)
         tokens, logits = decoder.draw(image, self.image_pe, prompts, tokens, slice(None), None)
-        iou = decoder.iou_prediction_head(tokens[:, 0])
+        iou = decoder.predicted_iou(tokens, logits, slice(None))
         presence = decoder.presence_head(tokens[:, tokens.shape[1] - queries :])[..., 0]
         if self.model.config.image_presence:
             presence = presence + self.model.image_presence(image, text_embeddings.flatten(0, 1)).reshape(

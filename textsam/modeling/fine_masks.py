@@ -39,17 +39,27 @@ def oriented_contrast(x: Tensor, window: int) -> Tensor:
 
 
 class Surroundings(nn.Module):
-    """What lies further away, seen at half the resolution: added to the map itself."""
+    """What lies further away, seen at half the resolution: added to the map itself.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        levels: how often the resolution is halved. Each level below the first adds nothing at the start of training.
+    """
+
+    def __init__(self, channels: int, levels: int = 1) -> None:
         super().__init__()
         self.down = nn.Conv2d(channels, 2 * channels, 2, stride=2)
         self.mix = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1)
         self.up = nn.Conv2d(2 * channels, channels, 1)
+        self.further = Surroundings(2 * channels, levels - 1) if levels > 1 else None
+        if self.further is not None:
+            for parameter in self.further.up.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, F, h, w) -> (N, F, h, w); h and w are even."""
+        """(N, F, h, w) -> (N, F, h, w); h and w are multiples of 2 to the power of the levels."""
         coarse = F.gelu(self.mix(F.gelu(self.down(x))))
+        if self.further is not None:
+            coarse = self.further(coarse)
         return x + F.interpolate(self.up(coarse), x.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -64,7 +74,7 @@ class FineFeatures(nn.Module):
         super().__init__()
         self.pixels = nn.Conv2d(12 * (1 + len(WINDOWS_PX)), channels, 3, padding=1)
         self.skip = nn.Conv2d(skip_chans, channels, 1)
-        self.around = Surroundings(channels)
+        self.around = Surroundings(channels, levels=3)
 
     def forward(self, pixel_values: Tensor, skip4: Tensor) -> Tensor:
         """(B, 3, H, W) and (B, skip_chans, H/4, W/4) -> (B, F, H/2, W/2)."""
@@ -91,7 +101,7 @@ class FineMasks(nn.Module):
         super().__init__()
         self.mask = nn.Conv2d(1, channels, 3, padding=1)
         # What is ink and what is its outline or the ground takes a look as far as a letter is wide.
-        self.around = Surroundings(channels)
+        self.around = Surroundings(channels, levels=2)
         self.near = nn.Conv2d(channels, channels, 3, padding=1)
         self.out = nn.Conv2d(channels, 4, 3, padding=1)
         for parameter in self.out.parameters():

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from textsam.modeling.decoder_inference import decode_in_chunks, is_foldable
 from textsam.modeling.decoder_native import decode_natively
 from textsam.modeling.layers import MLP, LayerNorm2d, is_cpu_inference
+from textsam.modeling.mask_refiner import MaskQuality, MaskRefiner
+from textsam.modeling.prompt_encoder import GeometryMaps
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions, PromptEmbeddings
 from textsam.modeling.transformer import TwoWayTransformer, spread
 from textsam.native.library import kernels
@@ -49,6 +51,7 @@ class MaskDecoder(nn.Module):
         num_multimask_outputs: masks that share out an ambiguous prompt (whole, part, subpart).
         iou_head_depth, iou_head_hidden_dim: of the MLP that predicts each mask's IoU.
         dense_geometry: masks start from the prompts as they are drawn (`DrawingHead`); False in SAM.
+        refinement: a look around at stride 4 first (`MaskRefiner`), for which dense_geometry must be on; False in SAM.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class MaskDecoder(nn.Module):
         iou_head_depth: int = 3,
         iou_head_hidden_dim: int = 256,
         dense_geometry: bool = False,
+        refinement: bool = False,
     ) -> None:
         super().__init__()
         self.transformer = transformer
@@ -81,6 +85,8 @@ class MaskDecoder(nn.Module):
         self.presence_token = nn.Embedding(1, transformer_dim)
         self.presence_head = MLP(transformer_dim, iou_head_hidden_dim, 1, 3)
         self.drawing_head = DrawingHead(transformer_dim) if dense_geometry else None
+        self.refiner = MaskRefiner(transformer_dim // 8, GeometryMaps.channels) if refinement else None
+        self.quality = MaskQuality() if refinement else None
 
     def forward(
         self,
@@ -103,7 +109,7 @@ class MaskDecoder(nn.Module):
         kept = {True: slice(1, None), False: slice(0, 1), None: slice(None)}[multimask_output]
         tokens = self.tokens(prompts.sparse_prompt_embeddings, prompts.has_text)
         tokens, logits = self.draw(image, image_pe, prompts, tokens, kept, image_index)
-        return MaskPredictions(logits, *self._quality(tokens, kept, prompts))
+        return MaskPredictions(logits, *self._scores(tokens, logits, kept, prompts))
 
     def draw(
         self,
@@ -151,6 +157,8 @@ class MaskDecoder(nn.Module):
             spread(image_tokens, count, image_index).transpose(1, 2).reshape(count, image_tokens.shape[-1], h, w)
         )
         upscaled = self._upscale(image_map, image, prompts, image_index)
+        if self.refiner is not None and prompts.drawn_prompts is not None:
+            upscaled = self.refiner(upscaled, prompts.drawn_prompts.maps)
         logits = (self._mask_weights(tokens, kept) @ upscaled.flatten(2)).unflatten(-1, upscaled.shape[-2:])
         if self.drawing_head is not None and prompts.drawn_prompts is not None:
             mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
@@ -168,9 +176,16 @@ class MaskDecoder(nn.Module):
         numbers = range(self.num_mask_tokens)[kept]
         return torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in numbers], dim=1)
 
-    def _quality(self, tokens: Tensor, kept: slice, prompts: PromptEmbeddings) -> tuple[Tensor, Tensor | None]:
+    def predicted_iou(self, tokens: Tensor, logits: Tensor, kept: slice) -> Tensor:
+        """(N, T, C) after the transformer and the masks (N, M, 4h, 4w) -> (N, M)."""
+        iou: Tensor = self.iou_prediction_head(tokens[:, 0])[:, kept]
+        return iou if self.quality is None else iou + self.quality(logits)
+
+    def _scores(
+        self, tokens: Tensor, logits: Tensor, kept: slice, prompts: PromptEmbeddings
+    ) -> tuple[Tensor, Tensor | None]:
         """Predicted IoU (N, M), and presence logits (N,) when there is text."""
-        iou = self.iou_prediction_head(tokens[:, 0])[:, kept]
+        iou = self.predicted_iou(tokens, logits, kept)
         if not prompts.has_text:
             return iou, None
         presence = self.presence_head(tokens[:, -1])[:, 0]

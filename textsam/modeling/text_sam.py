@@ -79,6 +79,7 @@ class TextSamNetwork(nn.Module):
             iou_head_depth=config.iou_head_depth,
             iou_head_hidden_dim=config.iou_head_hidden,
             dense_geometry=config.dense_geometry,
+            refinement=config.mask_refinement,
         )
         if config.similarity_head:
             # A linear map of the text instead of one of the image: (W z) . t = z . (W' t), and the image has more

@@ -56,10 +56,14 @@ class LevelMaps:
 
 
 def scales_for(size_hw: tuple[int, int], options: TextReadingOptions) -> list[float]:
-    """1, 1/2, 1/4 ... until letters a third of the picture's shorter side high are within what the model reads."""
-    scales = [1.0]
-    while scales[-1] > options.min_scale and options.largest_letters / scales[-1] < min(size_hw) / 3:
-        scales.append(scales[-1] / 2)
+    """1, 1/2, 1/4 ... until letters a third of the picture's shorter side high are within what the model reads; behind
+    an enlarged pass a third of its scale, as most letters are within both."""
+    scales = [options.zoom if size_hw[0] * size_hw[1] <= options.zoom_pixels else 1.0]
+    while options.largest_letters / scales[-1] < min(size_hw) / 3:
+        coarser = scales[-1] / (3 if scales[-1] > 1 else 2)
+        if coarser < options.min_scale:
+            break
+        scales.append(coarser)
     return scales
 
 
@@ -116,12 +120,14 @@ def model_reader(
     encode: Callable[[np.ndarray], EncodedImage],
     levels: Sequence[str],
     text_embeddings: Tensor,
+    least_presence: float = 0.0,
 ) -> ReadTile:
     """A model as a `ReadTile`: each tile encoded once, all levels decoded together, each by its word alone.
 
     Args:
         encode: a tile to its embeddings, at the tile's own size.
         text_embeddings: (Q, D) of the levels' names.
+        least_presence: of ink in a tile, below which it is not redrawn.
     """
 
     @torch.inference_mode()
@@ -130,8 +136,9 @@ def model_reader(
         reading = read_texts(model, encoded.embeddings, encoded.geometry, text_embeddings)
         logits = reading.region_logits
         strokes = None
-        if STROKE in levels and model.config.fine_masks:
-            coarse = logits[[list(levels).index(STROKE)], None].to(model.dtype)
+        row = list(levels).index(STROKE) if STROKE in levels else None
+        if row is not None and model.config.fine_masks and reading.presence[row] >= least_presence:
+            coarse = logits[[row], None].to(model.dtype)
             strokes = model.refine_masks(encoded.embeddings, coarse)[0, 0].float().cpu().numpy()
         return TileAnswer(logits.float().cpu().numpy(), reading.presence.float().cpu().numpy(), strokes)
 

@@ -13,14 +13,15 @@ class TextReadingOptions:
         overlap: pixels that neighbouring tiles share, at least.
         tile_range: tiles may have any side of the model's own tile times these two factors, whichever covers the
             picture with the fewest pixels.
+        zoom: scale of the finest pass over pictures of at most `zoom_pixels`: small print is read better enlarged.
         largest_letters: height in pixels, at the scale of a pass, of the largest letters that the model reads.
         min_scale: the coarsest pass; 1 switches off passes at reduced scale.
         presence_threshold: a tile whose presence of a level is below it says nothing of that level.
         threshold: probability above which a place belongs to a level.
         seed, word_seed: probability that a core of a line or block, and of a word, must reach; cores that are apart
             there are taken apart. Words stand so close that their cores touch at the threshold.
-        min_score, word_score: regions (words, ink) whose mean probability inside their core is below it are dropped,
-            unless the caller gives a threshold. Doubtful words are gone with their seeds already.
+        min_score, word_score, stroke_score: regions (words, ink) whose mean probability inside their core is below it
+            are dropped, unless the caller gives a threshold.
         min_side: boxes whose shorter side is below it are dropped.
         min_stroke_pixels: patches of ink of fewer pixels are dropped.
         covered: a box of a coarser pass gives way to those of the finer ones that cover this share of it.
@@ -29,14 +30,17 @@ class TextReadingOptions:
 
     overlap: int = 64
     tile_range: tuple[float, float] = (0.85, 1.1)
+    zoom: float = 1.5
+    zoom_pixels: int = 2_100_000
     largest_letters: float = 120.0
     min_scale: float = 1 / 8
     presence_threshold: float = 0.5
     threshold: float = 0.5
     seed: float = 0.6
-    word_seed: float = 0.65
+    word_seed: float = 0.55
     min_score: float = 0.8
-    word_score: float = 0.7
+    word_score: float = 0.77
+    stroke_score: float = 0.7
     min_side: float = 5.0
     min_stroke_pixels: int = 8
     covered: float = 0.5
@@ -44,4 +48,4 @@ class TextReadingOptions:
 
     def least_score(self, level: str) -> float:
         """The score below which regions of a level are dropped."""
-        return self.word_score if level in ("word", "text stroke") else self.min_score
+        return {"word": self.word_score, "text stroke": self.stroke_score}.get(level, self.min_score)

@@ -73,4 +73,5 @@ class TextRegionReader:
         )
 
     def _tile_reader(self, levels: Sequence[str]) -> ReadTile:
-        return model_reader(self.model, self.encode, levels, self.embed(levels))
+        least = self.options.presence_threshold
+        return model_reader(self.model, self.encode, levels, self.embed(levels), least)

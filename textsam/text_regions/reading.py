@@ -62,8 +62,10 @@ def read_levels(
     maps_of_scales = read_scales(
         picture, asked, read_tile(asked), tile=config.tile, fill=fill, options=options, on_tile=on_tile
     )
+    finer = 1.0
     for maps in maps_of_scales:
-        min_side = COARSE_FROM * options.largest_letters / (2 * maps.scale)
+        min_side = COARSE_FROM * options.largest_letters / finer
+        finer = maps.scale
         for level in asked:
             presence[level] = max(presence[level], maps.presence[level])
             if level in BOX_LEVELS:
