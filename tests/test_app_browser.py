@@ -103,6 +103,7 @@ class Visitor:
     def click(self, x: float, y: float) -> None:
         """At a place of the photo, px."""
         self.tab.evaluate("window.scrollTo(0, 0)")
+        self.tab.wait_for_function("document.querySelector('#picture img')?.complete")
         left, top, scale = self.frame()
         self.tab.mouse.click(left + x * scale, top + y * scale)
 

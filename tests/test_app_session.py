@@ -51,7 +51,7 @@ def calls(sam: TextSam, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, i
     counts = {"encode_image": 0, "decode_masks": 0}
 
     def counted(name: str) -> Callable:
-        original = getattr(sam.model, name)
+        original = getattr(sam.network, name)
 
         def call(*args, **kwargs):
             counts[name] += 1
@@ -60,7 +60,7 @@ def calls(sam: TextSam, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, i
         return call
 
     for name in counts:
-        monkeypatch.setattr(sam.model, name, counted(name), raising=False)
+        monkeypatch.setattr(sam.network, name, counted(name), raising=False)
     return counts
 
 

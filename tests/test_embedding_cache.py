@@ -22,7 +22,7 @@ def forbid_encoding(sam: TextSam) -> None:
     def fail(*arguments: object) -> None:
         raise AssertionError("the image encoder ran")
 
-    sam.model.encode_image = fail
+    sam.network.encode_image = fail
 
 
 @pytest.mark.parametrize("make", [mobile_miniature, lambda: tiny_model(clip_dim=CLIP_DIM)])

@@ -35,7 +35,7 @@ def test_every_example_is_run() -> None:
 def test_transformers_pipeline(run) -> None:
     told = run("transformers_pipeline")
     assert told.startswith("cat 0.")
-    assert "['cat']\n['cup']\n" in told
+    assert "['cat']\n['cup'" in told
     assert np.asarray(Image.open("cat-mask.png")).mean() > 80
 
 
@@ -80,5 +80,5 @@ def test_onnx(in_tmp: Path) -> None:
 def test_label(run) -> None:
     told = run("label_many")
     assert "chelsea.jpg ['cat']" in told
-    assert "coffee.jpg ['cup']" in told
+    assert "coffee.jpg ['cup'" in told
     assert run("label_many").count("labelled") == 0  # all is done
