@@ -80,7 +80,7 @@ def test_transformers_knows_us_in_any_order_of_imports(statement: str, told: str
 def test_one_photo(segmenter, sam: TextSam, tmp_path: Path) -> None:
     Image.fromarray(photo()).save(tmp_path / "photo.png")
     expected = sam.predict(photo(), text=["cat", "dog"], threshold=0.0)
-    assert len(expected) > 1
+    assert len(expected)
     for form in (photo(), Image.fromarray(photo()), str(tmp_path / "photo.png")):
         assert_is(segmenter(form, text=["cat", "dog"], threshold=0.0), expected)
 
