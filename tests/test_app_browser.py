@@ -66,8 +66,15 @@ class Visitor:
             self.strangers.append(address)
 
     def open(self, path: Path = CAT) -> Visitor:
-        self.tab.set_input_files("#photo input[type=file]", path)
-        self.status(" px · 0 masks")
+        shown = "document.querySelector('#status')?.innerText.includes(' px · 0 masks')"
+        for patience in (PATIENCE_MS / 3, PATIENCE_MS):  # the page may have come before its script was ready
+            self.tab.set_input_files("#photo input[type=file]", path)
+            try:
+                self.tab.wait_for_function(shown, timeout=patience)
+                break
+            except Exception:
+                if patience == PATIENCE_MS:
+                    raise
         return self
 
     def find(self, words: str, count: int) -> None:
