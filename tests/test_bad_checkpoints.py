@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -194,3 +195,13 @@ def test_truncated_safetensors(folder: Path) -> None:
         truncate(folder / "model.safetensors", keep)
         with pytest.raises(ValueError, match="truncated"):
             load_model(folder)
+
+
+def test_a_configuration_of_an_absurd_size_costs_no_memory(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    write(tmp_path / "config.json", {**config, "image_size": 200_000})  # 20 GB of position embeddings
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(ValueError, match=r"pos_embed \(1, 8, 8, 32\) instead of \(1, 12500, 12500, 32\)"):
+        load_model(tmp_path)
+    assert psutil.Process().memory_info().rss - before < 1e9

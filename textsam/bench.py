@@ -193,12 +193,11 @@ def _mask_difference(output: list[dict], expected: list[dict]) -> float:
     """
     if not output or not expected:
         return float(len(output) != len(expected))
-    left = Counter(rle["counts"] for rle in expected)
-    shared = left & Counter(rle["counts"] for rle in output)
-    rest = [[rle for rle in rles if rle["counts"] not in shared] for rles in (output, expected)]
+    shared = Counter(rle["counts"] for rle in output) & Counter(rle["counts"] for rle in expected)
     total = float(shared.total())
-    if all(rest):
-        total += float(coco_mask.iou(*rest, [0] * len(rest[1])).max(axis=1).sum())
+    ours, theirs = ([rle for rle in rles if rle["counts"] not in shared] for rles in (output, expected))
+    if ours and theirs:
+        total += float(coco_mask.iou(ours, theirs, [0] * len(theirs)).max(axis=1).sum())
     return 1 - total / max(len(output), len(expected))
 
 

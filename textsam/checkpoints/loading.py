@@ -137,11 +137,11 @@ def load_model(
     local_files_only: bool = False,
 ) -> TextSamModel:
     """The model alone, without encoders of words and crops: for training. Arguments and errors as for `load`."""
+    from textsam.model import TextSamModel
+
     to_device = resolve_device(device)
     resolve_dtype(dtype, to_device)
     hub = HubOptions(revision, cache_dir, local_files_only)
-    from textsam.model import TextSamModel
-
     return TextSamModel.of(_build(_read(name_or_path, adapter, hub), to_device, dtype))
 
 
@@ -252,16 +252,14 @@ def _skeleton(checkpoint: Checkpoint) -> TextSamNetwork:
 
 
 class _WithoutStartValues(TorchFunctionMode):
-    """Leaves out the random start values of layers: they are overwritten at once, and memory that nobody writes to is
-    none. (torch's meta device says the same, but imports torch's compiler for it: two seconds.)"""
+    """Leaves out the start values of layers: all are replaced at once, and memory that nobody writes to is none,
+    however large a model the configuration describes. (torch's meta device does the same, but imports torch's compiler
+    for it: two seconds.)"""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _DRAWN_IN_PLACE:
+        if func in (Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_):
             return args[0]
-        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
-
-
-_DRAWN_IN_PLACE = (Tensor.normal_, Tensor.uniform_)
+        return (torch.empty if func in (torch.randn, torch.zeros, torch.ones) else func)(*args, **(kwargs or {}))
 
 
 def _build(checkpoint: Checkpoint, device: torch.device, dtype: str | torch.dtype | None) -> TextSamNetwork:
