@@ -122,10 +122,13 @@ class Oracle:
     ) -> Any:
         masks, ids = [], []
         if boxes is not None:
-            self.calls.append("box")
-            for box in boxes:
+            self.calls.append("box" + (" + text" if text else ""))
+            assert text is None or len(text) == len(boxes)
+            for row, box in enumerate(boxes):
                 mask = filled_boxes(box[None], HEIGHT, WIDTH)[0]
-                masks.append(max((m for _, m in self.truth), key=lambda m: (m & mask).sum() / (m | mask).sum()))
+                name, found = max(self.truth, key=lambda each: (each[1] & mask).sum() / (each[1] | mask).sum())
+                assert text is None or text[row] == name
+                masks.append(found)
         elif points is not None:
             self.calls.append(f"{points.shape[1]} clicks" + (" + text" if text else ""))
             assert (mask_input is None) == (points.shape[1] == 1)
@@ -178,6 +181,7 @@ def test_the_truth_scores_one_everywhere(data: Path, tmp_path: Path) -> None:
     assert (
         scores.one_click_oracle == scores.one_click_single == scores.text_click == scores.one_click_beside_text == 1.0
     )
+    assert scores.text_box == scores.box_beside_text == 1.0
     assert scores.text is not None
     assert scores.text["miou_pairs"] == scores.text["miou_classes"] == scores.text["iou_dataset"] == 1.0
     assert scores.text["per_class"] == {"bus": (1.0, 1), "cat": (1.0, 2), "dog": (1.0, 2)}
@@ -193,7 +197,7 @@ def test_the_truth_scores_one_everywhere(data: Path, tmp_path: Path) -> None:
     assert report.overall.box == 1.0
     assert model.encoded == 4  # every picture once
     # nobody clicks on a perfect mask again
-    assert set(model.calls) == {"box", "1 clicks", "1 clicks + text", "text"}
+    assert set(model.calls) == {"box", "box + text", "1 clicks", "1 clicks + text", "text"}
 
     written = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert written["sets"][0]["clicks"]["9"] == 1.0
@@ -214,7 +218,7 @@ def test_the_filled_box_scores_as_its_baseline(data: Path) -> None:
     model = Oracle(data, box_of)
     (scores,) = run(data, model).sets
     assert scores.box == pytest.approx(scores.filled_box, abs=1e-12)
-    assert scores.clicks[1] == scores.clicks[9] == scores.text_click == scores.box
+    assert scores.clicks[1] == scores.clicks[9] == scores.text_click == scores.text_box == scores.box
     assert scores.calibration["box"] == pytest.approx(1 - scores.filled_box)
     assert scores.text is not None
     assert scores.text["ap50"] == pytest.approx(1.0)
@@ -244,13 +248,14 @@ def test_the_first_click_takes_the_mask_of_the_highest_predicted_iou(data: Path)
         (("text",), {"text"}),
         (("text+point",), {"1 clicks", "1 clicks + text"}),
         (("point",), {"1 clicks"}),
+        (("text+box",), {"box", "box + text"}),
     ],
 )
 def test_only_what_is_asked_for_is_scored(prompts: tuple[str, ...], calls: set[str], data: Path) -> None:
     model = Oracle(data)
     (scores,) = run(data, model, options=EvaluationOptions(prompts)).sets
     assert set(model.calls) == calls
-    assert (scores.box is None) == ("box" not in prompts)
+    assert (scores.box is None) == (not {"box", "text+box"} & set(prompts))
     assert (scores.text is None) == ("text" not in prompts)
     assert (scores.text_click is None) == ("text+point" not in prompts)
 
@@ -261,7 +266,7 @@ def test_unknown_names_are_listed_and_not_asked(data: Path) -> None:
     assert scores.names == 2
     assert scores.text is not None
     assert set(scores.text["per_class"]) == {"cat", "bus"}
-    assert scores.text_click == 1.0
+    assert scores.text_click == scores.text_box == 1.0
     assert scores.absence is not None
     assert scores.absence["present"] == 3
 

@@ -47,7 +47,7 @@ def test_card_holds_the_record_and_the_scores(data: Path, tmp_path: Path) -> Non
     filled_box, ellipse = report.sets[0].filled_box, report.sets[0].ellipse
     row = re.search(r"^\| shapes/val \| 6 \|.*$", card, re.MULTILINE)
     assert row is not None
-    expected = [f"{filled_box:.3f}", f"{ellipse:.3f}", *["1.000"] * 9]
+    expected = [f"{filled_box:.3f}", f"{ellipse:.3f}", *["1.000"] * 11]
     assert [cell.strip() for cell in row.group().strip("|").split("|")[2:]] == expected
     assert "shapes/val: dog" in card
     assert "| in all |  | 1.75 |" in card

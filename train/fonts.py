@@ -28,8 +28,8 @@ PACKAGES = {
     "kana": "fonts-noto-cjk",
     "han": "fonts-noto-cjk",
 }
-# Symbols, musical notes, icons: they have Latin letters, drawn as something else.
-_NO_TEXT = re.compile(r"symbol|dingbat|emoji|icon|math|music|barcode|lastresort|jamo", re.IGNORECASE)
+# Symbols, musical notes, icons, keys in their boxes: they have Latin letters, drawn as something else.
+_NO_TEXT = re.compile(r"symbol|keyboard|dingbat|emoji|icon|math|music|barcode|lastresort|jamo", re.IGNORECASE)
 # Words of a family's name that tell its faces apart, languages included.
 _OF_FACES = {"jp", "kr", "sc", "tc", "hk", "mono", "condensed", "light", "thin", "black", "bold", "medium", "demilight"}
 _OF_FACES |= {"extra", "eco", "yethangul"}
@@ -71,7 +71,7 @@ def installed_faces(folders: tuple[str, ...] = FONT_FOLDERS) -> tuple[Face, ...]
         files = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".ttf", ".otf", ".ttc", ".otc"))
         for path in files:
             if not _NO_TEXT.search(path.name):
-                faces += _read_faces(path)
+                faces += [face for face in _read_faces(path) if not _NO_TEXT.search(face.family)]
     return tuple(faces)
 
 

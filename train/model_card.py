@@ -187,11 +187,12 @@ def _mask_table(scores: dict[str, Any]) -> str:
     counts = list(scores["overall"]["clicks"])
     heading = ["set", "instances", "filled box", "ellipse", "box"]
     heading += [f"{c} click{'s' * (c != '1')}" for c in counts]
-    heading += ["best of 3", "single mask", "text + click", "click alone"]
+    heading += ["best of 3", "single mask", "text + click", "click alone", "text + box", "box alone"]
     rows = []
     for s in _summaries(scores):
         values = [s["filled_box"], s["ellipse"], s["box"], *(s["clicks"].get(c) for c in counts)]
         values += [s[key] for key in ("one_click_oracle", "one_click_single", "text_click", "one_click_beside_text")]
+        values += [s.get(key) for key in ("text_box", "box_beside_text")]
         rows.append([s["name"], str(s["instances"]), *map(_number, values)])
     means = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in scores["mean_of_sets"].items())
     note = f"\n\nMean of the sets: {means}." if len(scores["sets"]) > 1 and means else ""

@@ -113,7 +113,7 @@ class TextSamStep(nn.Module):
         image = self.model.encode_image(pixels)
         results: dict[str, Tensor] = {}
         objects = self._objects(samples, generator)
-        for group, kind in zip(self._split(objects, generator), ("box", "point", "text_point"), strict=True):
+        for kind, group in self._split(objects, generator).items():
             if len(group.masks):
                 self._geometry(image, group, kind, generator, results)
         absent = [self._absent(sample, generator) for sample in samples]
@@ -178,26 +178,26 @@ class TextSamStep(nn.Module):
         noise = torch.randn(text.shape, generator=generator) * self.noise * text.shape[-1] ** -0.5
         return F.normalize(text + noise, dim=-1)
 
-    def _split(self, objects: Objects, generator: torch.Generator) -> tuple[Objects, Objects, Objects]:
-        """First prompt: box or point with equal probability; half of the points come with text where it is known."""
+    def _split(self, objects: Objects, generator: torch.Generator) -> dict[str, Objects]:
+        """First prompt: box or point with about equal probability; half of them come with text where it is known."""
         draw = torch.rand(len(objects.masks), generator=generator)
-        with_text = (draw >= 0.65) & objects.has_text
-        with_box = draw < 0.4
-        return (
-            objects.take(with_box),
-            objects.take(~with_box & ~with_text),
-            objects.take(with_text),
-        )
+        box, with_text = draw < 0.45, objects.has_text & ((draw < 0.2) | (draw >= 0.7))
+        return {
+            "box": objects.take(box & ~with_text),
+            "text_box": objects.take(box & with_text),
+            "point": objects.take(~box & ~with_text),
+            "text_point": objects.take(~box & with_text),
+        }
 
     def _geometry(
         self, image: ImageEmbeddings, group: Objects, kind: str, generator: torch.Generator, results: dict[str, Tensor]
     ) -> None:
         """Rounds of prompts on one group; every round contributes to the loss."""
-        boxes = noisy_boxes(group.boxes, image.input_size[0], generator) if kind == "box" else None
+        boxes = noisy_boxes(group.boxes, image.input_size[0], generator) if "box" in kind else None
         coords = labels = None
-        if kind != "box":
+        if boxes is None:
             coords, labels = group.clicks[:, None], torch.ones(len(group.clicks), 1, dtype=torch.int64)
-        text = group.text if kind == "text_point" else None
+        text = group.text if "text" in kind else None
         mask_input = None
         for number in range(self.rounds):
             prompts = self.model.encode_prompts(

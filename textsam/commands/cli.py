@@ -199,7 +199,7 @@ def evaluate(
     prompts: Annotated[
         list[str] | None,
         typer.Option(
-            "--prompts", metavar="PROMPT", help="box, point, text, text+point, all; repeatable. Default: all."
+            "--prompts", metavar="PROMPT", help="box, point, text, text+point, text+box, all; repeatable. Default: all."
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Pictures of each file, evenly spaced.")] = None,

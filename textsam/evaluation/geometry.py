@@ -33,7 +33,7 @@ class GeometryScores:
         one_click_oracle: the best of the three masks of the first click, chosen by the truth.
         one_click_single: the first click with multimask_output=False, the one mask that `predict` gives by default.
         text_click: the first click together with the instance's name; `one_click_beside_text` is the IoU of that
-            click alone, for the same instances.
+            click alone, for the same instances. text_box, box_beside_text: the same of the box.
         *_confidence: the model's confidence in the mask beside it.
         *_masks: the predictions themselves (N, H, W) bool, and first_clicks (N, 2) xy, for pictures.
     """
@@ -48,6 +48,8 @@ class GeometryScores:
     one_click_confidence: list[float] = field(default_factory=list)
     text_click: list[float] = field(default_factory=list)
     one_click_beside_text: list[float] = field(default_factory=list)
+    text_box: list[float] = field(default_factory=list)
+    box_beside_text: list[float] = field(default_factory=list)
     box_masks: np.ndarray | None = None
     click_masks: dict[int, np.ndarray] = field(default_factory=dict)
     text_click_masks: np.ndarray | None = None
@@ -65,6 +67,8 @@ class GeometryScores:
             "one_click_confidence",
             "text_click",
             "one_click_beside_text",
+            "text_box",
+            "box_beside_text",
         ):
             getattr(self, key).extend(getattr(other, key))
         for count, ious in other.click_iou.items():
@@ -121,12 +125,13 @@ def score_geometry(
     box: bool,
     clicks: tuple[int, ...],
     text_click: bool,
+    text_box: bool = False,
 ) -> GeometryScores:
     """Prompts an image that was set with the boxes and simulated clicks of its instances.
 
     Args:
         targets: (N, H, W) bool, none of them empty.
-        names: N names; None where the model does not know the word (left out of text + click).
+        names: N names; None where the model does not know the word (left out of text + click and text + box).
         ignore: (H, W) bool, pixels that count nowhere.
         clicks: the numbers of clicks to score, () for none.
     """
@@ -135,11 +140,16 @@ def score_geometry(
     height, width = ignore.shape
     scores.filled_box = mask_iou(filled_boxes(boxes, height, width), targets, ignore).tolist()
     scores.ellipse = mask_iou(ellipses_in_boxes(boxes, height, width), targets, ignore).tolist()
-    if box:
+    if box or text_box:
         detections = model.predict(boxes=boxes)
         scores.box_masks = _masks(detections, len(targets), ignore.shape)
         scores.box = mask_iou(scores.box_masks, targets, ignore).tolist()
         scores.box_confidence = np.asarray(detections.confidence, float).tolist()
+    named = [i for i, name in enumerate(names) if name is not None]
+    if text_box and named:
+        detections = model.predict(text=[str(names[i]) for i in named], boxes=boxes[named])
+        scores.text_box = mask_iou(_masks(detections, len(named), ignore.shape), targets[named], ignore).tolist()
+        scores.box_beside_text = [scores.box[i] for i in named]
     if clicks or text_click:
         first = np.array([farthest_from_boundary(target & ~ignore)[:2] for target in targets], float)[:, None]
         scores.first_clicks = first[:, 0]

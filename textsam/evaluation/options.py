@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DECODER_BATCH = 32
 """Prompts of one decoder call: bounds the memory (M masks of H x W each), whatever the number of instances."""
 
-PROMPTS = ("box", "point", "text", "text+point", "all")
+PROMPTS = ("box", "point", "text", "text+point", "text+box", "all")
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class Summary:
         clicks: number of clicks -> mean IoU; of the first click's three masks the one of highest predicted IoU counts.
         one_click_oracle: the best of the three by the truth. one_click_single: the one mask of multimask_output=False.
         text_click, one_click_beside_text: name and first click; that click alone, over the same instances.
+        text_box, box_beside_text: name and box; that box alone, over the same instances.
         text: see `semantic_scores`; and "ap", "ap50", "ap75", "ar100" of the instances (COCO, one set at a time).
         absence: see `absence_auroc`.
         calibration: expected calibration error of the confidence against the IoU ("box", "one_click"), against a match
@@ -76,6 +77,8 @@ class Summary:
     one_click_single: float | None
     text_click: float | None
     one_click_beside_text: float | None
+    text_box: float | None
+    box_beside_text: float | None
     text: dict[str, Any] | None
     absence: dict[str, Any] | None
     calibration: dict[str, float | None]
@@ -121,6 +124,8 @@ class Report:
             "single mask": lambda s: _number(s.one_click_single),
             "text+ click": lambda s: _number(s.text_click),
             "click alone": lambda s: _number(s.one_click_beside_text),
+            "text+ box": lambda s: _number(s.text_box),
+            "box alone": lambda s: _number(s.box_beside_text),
         }
         tables = []
         if any(s.filled_box is not None for s in self.sets):
@@ -208,6 +213,8 @@ def summarise(tally: Tally, *, with_ap: bool = True) -> Summary:
         one_click_single=mean(geometry.one_click_single),
         text_click=mean(geometry.text_click),
         one_click_beside_text=mean(geometry.one_click_beside_text),
+        text_box=mean(geometry.text_box),
+        box_beside_text=mean(geometry.box_beside_text),
         text=semantic,
         absence=absence_auroc(text) if text.presence else None,
         calibration=calibration,
@@ -230,7 +237,7 @@ def mean_of_sets(summaries: list[Summary]) -> dict[str, float]:
     """The mean over sets of every single-number score; sets without a score do not count for it."""
     values: dict[str, list[float]] = {}
     for summary in summaries:
-        plain = {f.name: getattr(summary, f.name) for f in fields(summary) if f.name.endswith(("box", "ellipse"))}
+        plain = {f.name: getattr(summary, f.name) for f in fields(summary) if f.name in ("filled_box", "ellipse", "box", "text_box")}
         plain |= {f"{count}_click": value for count, value in summary.clicks.items()}
         plain |= {key: getattr(summary, key) for key in ("one_click_oracle", "one_click_single", "text_click")}
         for key, value in plain.items():

@@ -109,7 +109,7 @@ def _evaluate_set(
     tally = Tally(name=dataset.name, truth=(truth or dataset).path.name if options.asks("text") else None)
     semantic = {image.id: image for image in truth} if truth else {}
     selected = dataset.select(options.limit)
-    wants_words = options.asks("text") or options.asks("text+point")
+    wants_words = any(options.asks(prompt) for prompt in ("text", "text+point", "text+box"))
     names_known = False
     for image in selected:
         advance()
@@ -129,7 +129,7 @@ def _evaluate_set(
         if wants_words and not names_known:
             tally.names, tally.unknown_names = known_names(model, list(dataset.categories.values()))
             names_known = True
-        if any(options.asks(prompt) for prompt in ("box", "point", "text+point")):
+        if any(options.asks(prompt) for prompt in ("box", "point", "text+point", "text+box")):
             _evaluate_geometry(model, dataset, image, options, tally, state)
         if options.asks("text"):
             present = semantic_truth(semantic[image.id], truth) if truth and image.id in semantic else None
@@ -164,6 +164,7 @@ def _evaluate_geometry(
             box=options.asks("box"),
             clicks=options.clicks if options.asks("point") else (),
             text_click=options.asks("text+point"),
+            text_box=options.asks("text+box"),
         )
         tally.geometry.extend(scores)
         for prompt, found in geometry_cases(dataset.name, image, batch, names, scores).items():
