@@ -75,8 +75,8 @@ def test_the_features_survive_the_cache(model: Any) -> None:
 def test_models_without_the_head_say_so() -> None:
     plain = TextSamModel(TextSamConfig.tiny(image_size=SIDE))
     image = plain.encode_image(pictures(1))
-    assert image.fine_features is None
-    with pytest.raises(ValueError, match="fine_masks, but has no fine_features"):
+    assert image.pixel_values is None
+    with pytest.raises(ValueError, match="fine_masks, but has no pixel_values"):
         plain.refine_masks(image, logits(1))
     with pytest.raises(ValueError, match="fine_masks needs high_res_skips=True"):
         TextSamConfig(fine_masks=True)

@@ -20,7 +20,7 @@ from textsam.prompting.encoded_image import encode_images
 from textsam.queries import find_queries
 from textsam.text_regions.instances import BoxOptions, boxes_of_map, label_cores
 from textsam.text_regions.levels import TextRegionConfig
-from textsam.text_regions.maps import TileAnswer, model_reader, scales_for
+from textsam.text_regions.maps import TileAnswer, model_reader, passes_for, scales_for
 from textsam.text_regions.options import TextReadingOptions
 from textsam.text_regions.quads import polygon_iou
 from textsam.text_regions.reading import read_levels
@@ -166,6 +166,16 @@ def test_scales_of_a_picture() -> None:
     assert scales_for((720, 1280), enlarged) == [1.5, 0.5]
     assert scales_for((200, 300), enlarged) == [1.5]
     assert scales_for((3000, 4000), enlarged) == [1.0, 0.5, 0.25, 0.125]  # too large to be enlarged
+
+
+def test_ink_is_read_from_the_pictures_own_pixels() -> None:
+    options = TextReadingOptions(largest_letters=120, min_scale=1 / 8, zoom=1.5)
+    both, ink, words = ["word", "text stroke"], ["text stroke"], ["word"]
+    assert passes_for((720, 1280), both, options) == [(1.5, words), (1.0, ink), (0.5, both)]
+    assert passes_for((720, 1280), words, options) == [(1.5, words), (0.5, words)]
+    assert passes_for((200, 300), ink, options) == [(1.0, ink)]
+    plain = dataclasses.replace(options, zoom=1.0)
+    assert passes_for((720, 1280), both, plain) == [(1.0, both), (0.5, both)]
 
 
 def test_small_pictures_are_read_enlarged() -> None:

@@ -75,7 +75,7 @@ def with_fine_masks(model: TextSamModel) -> TextSamModel:
     if model.config.fine_masks:
         return model
     wider = TextSamModel(TextSamConfig.from_dict({**model.config.to_dict(), "fine_masks": True}))
-    fresh = {name: value for name, value in wider.state_dict().items() if "fine_" in name}
+    fresh = {name: value for name, value in wider.state_dict().items() if name.startswith("fine_masks.")}
     wider.load_state_dict({**fresh, **model.state_dict()})
     return wider
 
@@ -107,7 +107,7 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
         trunk_lr=args.trunk_lr if args.trunk_lr is not None else args.lr / 5,
         train=args.train,
         frozen=FROZEN if mobile else (),
-        faster=(("image_encoder.fine_head.", args.fine_factor), ("fine_masks.", args.fine_factor)),
+        faster=(("fine_masks.", args.fine_factor),),
         lora_rank=args.lora_rank,
         decay_from=args.decay_from,
         seed=args.seed,

@@ -108,7 +108,7 @@ class WrittenTextStep(nn.Module):
         results["presence"] = self.loss_weights.presence * presence
         results["_presence"] = ((out.presence_logits > 0) == there).float().mean()
         strokes = torch.nonzero((asked == STROKE) & there)[:, 0]
-        if len(strokes) and image.fine_features is not None:
+        if len(strokes) and self.model.config.fine_masks:
             self._fine(image, samples, out.low_res_logits[strokes], index[strokes], results)
 
     def _draw(self, sample: TextSample, generator: torch.Generator) -> list[int]:
@@ -149,8 +149,9 @@ class WrittenTextStep(nn.Module):
         targets = torch.stack([samples[b].strokes for b in index.tolist()]).to(logits.device)
         weights = torch.stack([samples[b].weights for b in index.tolist()]).to(logits.device)
         weights = F.interpolate(weights[:, None], logits.shape[-2:], mode="nearest")[:, 0]
-        loss = 2 * bce_loss(logits, targets, balance(targets, weights, 2.0)) + dice_loss(logits, targets, weights)
-        results["fine"] = 2 * loss.mean()
+        # Hardly more weight on ink than on ground: what counts here is where exactly the edge between them runs.
+        loss = 2 * bce_loss(logits, targets, balance(targets, weights, 1.3)) + dice_loss(logits, targets, weights)
+        results["fine"] = 4 * loss.mean()
         results["_fine"] = mask_iou(logits, targets, weights).mean()
 
     def _mask_loss(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -237,7 +237,7 @@ def mean_of_sets(summaries: list[Summary]) -> dict[str, float]:
     """The mean over sets of every single-number score; sets without a score do not count for it."""
     values: dict[str, list[float]] = {}
     for summary in summaries:
-        plain = {f.name: getattr(summary, f.name) for f in fields(summary) if f.name in ("filled_box", "ellipse", "box", "text_box")}
+        plain = {key: getattr(summary, key) for key in ("filled_box", "ellipse", "box", "text_box")}
         plain |= {f"{count}_click": value for count, value in summary.clicks.items()}
         plain |= {key: getattr(summary, key) for key in ("one_click_oracle", "one_click_single", "text_click")}
         for key, value in plain.items():

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from textsam.modeling.fine_masks import FineFeatures
 from textsam.modeling.layers import LayerNorm2d, MLPBlock
 
 # (output channels, expansion, stride) of the 17 blocks.
@@ -167,7 +166,6 @@ class MobileFeatures(NamedTuple):
     high_res: tuple[Tensor, Tensor] | None  # strides 4 and 8
     similarity: Tensor | None  # (B, E, H/8, W/8), to compare with text
     presence: Tensor | None  # (B, E), to compare with text
-    fine: Tensor | None = None  # (B, F, H/2, W/2), for masks at full resolution
 
 
 class MobileEncoder(nn.Module):
@@ -178,7 +176,6 @@ class MobileEncoder(nn.Module):
         similarity_dim: E of the head at stride 8 whose features are compared with text; None leaves the head out.
         presence_dim: E of a vector of the whole image that is compared with text, too; None leaves it out.
         high_res_skips: also return maps at strides 4 (C/8 channels) and 8 (C/4 channels) for the mask decoder.
-        fine_features: also return a map at stride 2 for `FineMasks`; needs high_res_skips.
         context_depth: transformer blocks on the stride-32 map.
     """
 
@@ -190,7 +187,6 @@ class MobileEncoder(nn.Module):
         similarity_dim: int | None = None,
         presence_dim: int | None = None,
         high_res_skips: bool = True,
-        fine_features: bool = False,
         context_depth: int = 2,
         context_dim: int = 256,
         pyramid_dim: int = 128,
@@ -213,7 +209,6 @@ class MobileEncoder(nn.Module):
             self.down8 = nn.Conv2d(pyramid_dim, out_chans // 4, 1)
             self.smooth4 = SeparableConv(out_chans // 4)
             self.skip4 = nn.Conv2d(out_chans // 4, out_chans // 8, 1)
-        self.fine_head = FineFeatures(out_chans // 8) if fine_features and high_res_skips else None
         self.similarity_head = None
         if similarity_dim is not None:
             self.similarity_head = nn.Sequential(
@@ -252,8 +247,7 @@ class MobileEncoder(nn.Module):
             p4 = self.smooth4(self.lateral4(taps[4]) + upsample(self.down8(p8), taps[4]))
             skips = (self.skip4(p4), self.skip8(p8))
         similarity = None if self.similarity_head is None else self.similarity_head(p8)
-        fine = self.fine_head(pixel_values, skips[0]) if self.fine_head is not None and skips is not None else None
-        return MobileFeatures(embeddings, skips, similarity, presence, fine)
+        return MobileFeatures(embeddings, skips, similarity, presence)
 
     @torch.no_grad()
     def load_trunk(self, state_dict: dict[str, Tensor]) -> None:

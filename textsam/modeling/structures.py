@@ -20,7 +20,7 @@ class ImageEmbeddings:
     high_res_features: tuple[Tensor, Tensor] | None = None  # (B, C/8, 4h, 4w) and (B, C/4, 2h, 2w)
     similarity_features: Tensor | None = None  # (B, E, hc, wc), to compare with projected text
     presence_features: Tensor | None = None  # (B, E), to compare with projected text
-    fine_features: Tensor | None = None  # (B, F, H/2, W/2) of an input of H x W px, to redraw masks at full resolution
+    pixel_values: Tensor | None = None  # (B, 3, H, W) the encoder's input, where masks can be redrawn upon it
 
     def select(self, index: int) -> ImageEmbeddings:
         """The image `index` of the batch, with its batch axis kept."""
@@ -35,7 +35,7 @@ class ImageEmbeddings:
             None if skips is None else (skips[0][rows], skips[1][rows]),
             None if self.similarity_features is None else self.similarity_features[rows],
             None if self.presence_features is None else self.presence_features[rows],
-            None if self.fine_features is None else self.fine_features[rows],
+            None if self.pixel_values is None else self.pixel_values[rows],
         )
 
 

@@ -9,6 +9,8 @@ Plain PyTorch: `textsam.model.TextSamModel` is the same network as a model of tr
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,7 +33,6 @@ def build_image_encoder(config: TextSamConfig) -> nn.Module:
             similarity_dim=config.similarity_dim if config.similarity_head else None,
             presence_dim=config.similarity_dim if config.image_presence else None,
             high_res_skips=config.high_res_skips,
-            fine_features=config.fine_masks,
         )
     return ImageEncoderViT(
         img_size=config.image_size,
@@ -87,7 +88,7 @@ class TextSamNetwork(nn.Module):
             self.similarity_projection = nn.Linear(config.clip_dim, config.similarity_dim, bias=False)
             self.similarity_bias = nn.Parameter(torch.tensor(-3.0))
         if config.fine_masks:
-            self.fine_masks = FineMasks()
+            self.fine_masks = FineMasks(config.prompt_dim // 8)
         if config.image_presence:
             self.presence_projection = nn.Linear(config.clip_dim, config.similarity_dim, bias=False)
             self.presence_bias = nn.Parameter(torch.tensor(-3.0))
@@ -131,7 +132,8 @@ class TextSamNetwork(nn.Module):
         out = self.image_encoder(pixel_values)
         # A plug-in encoder may return the (B, C, h, w) map alone.
         maps = (out,) if isinstance(out, Tensor) else out
-        return ImageEmbeddings(maps[0], (shape[2], shape[3]), *maps[1:])
+        image = ImageEmbeddings(maps[0], (shape[2], shape[3]), *maps[1:])
+        return replace(image, pixel_values=pixel_values) if self.config.fine_masks else image
 
     def encode_prompts(
         self,
@@ -227,12 +229,12 @@ class TextSamNetwork(nn.Module):
         Returns:
             (N, M, H, W) logits, H x W the input's size; threshold 0.
         Raises:
-            ValueError: the image has no `fine_features`.
+            ValueError: the image has no `pixel_values`.
         """
-        if image.fine_features is None:
-            raise ValueError("image must come from encode_image of a model with fine_masks, but has no fine_features.")
         image, image_index = _in_order(image, image_index)
-        return self.fine_masks(image.fine_features, low_res_logits, image_index)
+        if image.pixel_values is None or image.high_res_features is None:
+            raise ValueError("image must come from encode_image of a model with fine_masks, but has no pixel_values.")
+        return self.fine_masks(image.pixel_values, image.high_res_features[0], low_res_logits, image_index)
 
     def text_similarity(self, image: ImageEmbeddings, text_embeddings: Tensor, modality: str = "text") -> Tensor | None:
         """Where in the image each text is.

@@ -68,7 +68,7 @@ def to_tensors(embeddings: ImageEmbeddings) -> dict[str, Tensor]:
         "stride8": skips[1],
         "similarity_features": embeddings.similarity_features,
         "presence_features": embeddings.presence_features,
-        "fine_features": embeddings.fine_features,
+        "pixel_values": embeddings.pixel_values,
     }
     return {name: tensor for name, tensor in named.items() if isinstance(tensor, torch.Tensor)}
 
@@ -81,5 +81,5 @@ def from_tensors(tensors: dict[str, Tensor], input_size: tuple[int, int]) -> Ima
         (tensors["stride4"], tensors["stride8"]) if "stride4" in tensors else None,
         tensors.get("similarity_features"),
         tensors.get("presence_features"),
-        tensors.get("fine_features"),
+        tensors.get("pixel_values"),
     )

@@ -44,7 +44,7 @@ class LevelMaps:
 
     Attributes:
         scale: of the picture that was read, relative to the original.
-        logits: level -> (h, w) float32 logits.
+        logits: level -> (h, w) float32 logits, of the levels that were read at this scale.
         stride: level -> pixels of the scaled picture per cell: 1 for refined ink, else 4.
         presence: level -> in [0, 1], the highest of any tile.
     """
@@ -67,21 +67,35 @@ def scales_for(size_hw: tuple[int, int], options: TextReadingOptions) -> list[fl
     return scales
 
 
+def passes_for(
+    size_hw: tuple[int, int], levels: Sequence[str], options: TextReadingOptions
+) -> list[tuple[float, list[str]]]:
+    """What is read at which scale, finest first. Ink has to follow the picture's own pixels, which an enlarged pass has
+    only smoothed: it is read at scale 1 instead."""
+    scales = scales_for(size_hw, options)
+    if scales[0] <= 1 or STROKE not in levels:
+        return [(scale, list(levels)) for scale in scales]
+    others = [level for level in levels if level != STROKE]
+    enlarged = [(scales[0], others)] if others else []
+    return [*enlarged, (1.0, [STROKE]), *((scale, list(levels)) for scale in scales[1:])]
+
+
 def read_scales(
     picture: np.ndarray,
     levels: Sequence[str],
-    read_tile: ReadTile,
+    read_tile: Callable[[Sequence[str]], ReadTile],
     *,
     tile: int,
     fill: Sequence[float],
     options: TextReadingOptions,
     on_tile: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[LevelMaps]:
-    """The maps of every scale that the picture needs, finest first, one scale in memory at a time.
+    """The maps of every pass that the picture needs, see `passes_for`, one of them in memory at a time.
 
     Args:
         picture: (H, W, 3) uint8 RGB.
-        levels: Q names, in the order of the answers.
+        levels: names.
+        read_tile: makes the function that answers for one tile, given the levels in the order of its answers.
         tile: side in pixels that the model was trained on.
         fill: colour beyond the picture's edges.
         on_tile: told after each tile how many of how many are done.
@@ -89,30 +103,31 @@ def read_scales(
     passes = []
     low, high = (int(tile * factor) // 16 * 16 for factor in options.tile_range)
     sides = sorted(range(low, high + 1, 16), key=lambda side: abs(side - tile))
-    for scale in scales_for((picture.shape[0], picture.shape[1]), options):
+    for scale, read in passes_for((picture.shape[0], picture.shape[1]), levels, options):
         size_hw = (max(round(picture.shape[0] * scale), 1), max(round(picture.shape[1] * scale), 1))
-        passes.append((scale, TileGrid.cheapest(size_hw, sides, options.overlap)))
-    total, done = sum(len(grid) for _, grid in passes), 0
-    for scale, grid in passes:
+        passes.append((scale, read, TileGrid.cheapest(size_hw, sides, options.overlap)))
+    total, done = sum(len(grid) for *_, grid in passes), 0
+    for scale, read, grid in passes:
+        answer_tile = read_tile(read)
         scaled = resize_image(picture, grid.size_hw)
-        joined = JoinedMaps(grid, len(levels), LOW_RES_STRIDE)
+        joined = JoinedMaps(grid, len(read), LOW_RES_STRIDE)
         strokes: JoinedMaps | None = None
-        presence = np.zeros(len(levels), np.float32)
+        presence = np.zeros(len(read), np.float32)
         for left, top in grid:
-            answer = read_tile(grid.cut(scaled, left, top, fill))
+            answer = answer_tile(grid.cut(scaled, left, top, fill))
             counts = answer.presence >= options.presence_threshold
             joined.add(answer.logits, left, top, counts)
             presence = np.maximum(presence, answer.presence)
             if answer.strokes is not None:
                 strokes = strokes or JoinedMaps(grid, 1, 1)
-                strokes.add(answer.strokes[None], left, top, counts[[levels.index(STROKE)]])
+                strokes.add(answer.strokes[None], left, top, counts[[read.index(STROKE)]])
             done += 1
             on_tile(done, total)
-        logits = dict(zip(levels, joined.logits(), strict=True))
-        stride = dict.fromkeys(levels, LOW_RES_STRIDE)
+        logits = dict(zip(read, joined.logits(), strict=True))
+        stride = dict.fromkeys(read, LOW_RES_STRIDE)
         if strokes is not None:
             logits[STROKE], stride[STROKE] = strokes.logits()[0], 1
-        yield LevelMaps(scale, logits, stride, dict(zip(levels, presence.tolist(), strict=True)))
+        yield LevelMaps(scale, logits, stride, dict(zip(read, presence.tolist(), strict=True)))
 
 
 def model_reader(

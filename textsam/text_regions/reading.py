@@ -60,13 +60,13 @@ def read_levels(
     presence = dict.fromkeys(asked, 0.0)
     lowest = {level: options.least_score(level) if threshold is None else threshold for level in asked}
     maps_of_scales = read_scales(
-        picture, asked, read_tile(asked), tile=config.tile, fill=fill, options=options, on_tile=on_tile
+        picture, asked, read_tile, tile=config.tile, fill=fill, options=options, on_tile=on_tile
     )
-    finer = 1.0
+    finer = dict.fromkeys(asked, 1.0)
     for maps in maps_of_scales:
-        min_side = COARSE_FROM * options.largest_letters / finer
-        finer = maps.scale
-        for level in asked:
+        for level in maps.logits:
+            min_side = COARSE_FROM * options.largest_letters / finer[level]
+            finer[level] = maps.scale
             presence[level] = max(presence[level], maps.presence[level])
             if level in BOX_LEVELS:
                 found = _boxes(maps, level, config.growth_of(level), lowest[level], options)
