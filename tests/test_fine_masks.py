@@ -15,7 +15,7 @@ from textsam.checkpoints.encoders import EXTRA_NAMES, read_extra_names, write_ex
 from textsam.config import TextSamConfig
 from textsam.language.vocabulary import UnknownNameError
 from textsam.model import TextSamModel
-from textsam.modeling.fine_masks import Surroundings
+from textsam.modeling.fine_masks import Surroundings, colour_shares
 from textsam.prompting.cached_encoding import from_tensors, to_tensors
 
 SIDE = 64
@@ -51,6 +51,28 @@ def test_further_surroundings_start_from_nothing() -> None:
     x = torch.randn(2, 4, 16, 24)
     torch.testing.assert_close(deep(x), flat(x))
     assert not torch.allclose(randomize(deep)(x), flat(x))
+
+
+def test_a_colour_between_ground_and_ink_is_a_share_of_ink() -> None:
+    """A bar of ink with a rim that mixes the colours, on a ground that changes from left to right; the first drawing
+    takes the whole rim for ink on one side and for ground on the other."""
+    cover = torch.zeros(SIDE)
+    cover[24:40], cover[23], cover[40] = 1.0, 0.3, 0.7
+    ink = torch.tensor([2.0, -1.0, 0.5])[:, None, None]
+    ground = torch.stack([torch.linspace(-1, -0.5, SIDE), torch.full((SIDE,), 1.0), torch.linspace(0, 0.3, SIDE)])
+    pixels = cover[:, None] * ink + (1 - cover[:, None]) * ground[:, None, :]
+    drawn = torch.full((SIDE, SIDE), -4.0)
+    drawn[23:40] = 4.0
+    shares = colour_shares(pixels[None], drawn[None, None])[0]
+    assert shares.shape == (3, SIDE, SIDE)
+    for window, share in enumerate(shares):
+        rows = share[:, 8:-8].mean(1)
+        reach = rows[31]  # fades where there is little ink around
+        assert reach > 0.8, window
+        torch.testing.assert_close(rows[[23, 40]] / reach, torch.tensor([0.3, 0.7]), atol=0.08, rtol=0)
+        assert rows[26:38].min() > 0.75
+        assert rows[[4, 60]].abs().max() < 0.1
+    assert colour_shares(pixels[None], -drawn.abs()[None, None]).abs().max() < 0.02  # no ink anywhere
 
 
 @torch.no_grad()

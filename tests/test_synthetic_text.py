@@ -13,6 +13,7 @@ from PIL import Image
 
 import train.fonts
 from textsam.files.coco import load_coco
+from train import fonts
 from train.fonts import faces_for, installed_faces
 from train.synthetic_text import SyntheticText, as_dataset, main
 from train.text_layers import Style, draw_layer
@@ -111,6 +112,18 @@ def test_effects_are_not_strokes() -> None:
         assert (layer.alpha >= layer.glyphs - 1e-6).all()
     assert np.array_equal(*masks)
     assert (layer.alpha > 0.5).sum() > 2 * (layer.glyphs > 0.5).sum()
+
+
+@pytest.mark.parametrize("family", ["Linux Biolinum Keyboard O", "Noto Sans Symbols", "Noto Color Emoji"])
+def test_fonts_whose_letters_are_pictures_write_no_text(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of the file need not say it: LinBiolinum_K.otf draws each letter as a key."""
+    face = fonts.Face("LinBiolinum_K.otf", 0, family, frozenset({"latin"}))
+    monkeypatch.setattr(fonts, "_read_faces", lambda path: [face])
+    installed_faces.cache_clear()
+    assert not installed_faces()
+    monkeypatch.undo()
+    installed_faces.cache_clear()
+    assert installed_faces()
 
 
 def test_held_out_fonts_and_words_are_disjoint(photos: Path) -> None:

@@ -131,6 +131,23 @@ def miniature(scene: Path) -> tuple[TextSamStep, CocoSamples]:
     return TextSamStep(model, EmbeddingTable(names, crops)), data
 
 
+def test_text_joins_boxes_and_points(scene: Path) -> None:
+    """What is asked for together must have been trained together: with no such step, a name ruins a box's mask."""
+    step, data = miniature(scene)
+    asked = []
+
+    def encode_prompts(image: object, **prompts: object) -> object:
+        asked.append({name for name, value in prompts.items() if value is not None} - {"image_index", "mask_input"})
+        return TextSamModel.encode_prompts(step.model, image, **prompts)
+
+    step.model.encode_prompts = encode_prompts  # type: ignore[method-assign]
+    results = step([data[i] for i in range(16)], torch.Generator().manual_seed(0))
+    box, clicks, text = {"boxes"}, {"point_coords", "point_labels"}, {"text_embeddings"}
+    for first in (box, box | text, clicks, clicks | text, text):
+        assert first in asked
+    assert {"_box0", "_text_box0", "_point0", "_text_point0", "_text_box1"} <= set(results)
+
+
 OPTIONS = LoopOptions(
     steps=6, batch_size=2, warmup=2, save_every=3, log_every=1, workers=0, mixed_precision="no",
     frozen=("image_encoder.trunk.conv0.",),
