@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
@@ -45,7 +46,9 @@ def test_transformers_processor(run) -> None:
 
 def test_slices_find_what_is_too_small_in_the_whole(run) -> None:
     told = run("supervision_slicer")
-    assert "as a whole: 0, in slices: 64 ['cat']" in told
+    match = re.search(r"as a whole: 0, in slices: (\d+) \['cat'\]", told)
+    assert match is not None, told
+    assert 60 <= int(match[1]) <= 72  # of 64
     assert np.asarray(Image.open("slices.png")).shape == (512, 512, 3)
 
 

@@ -14,10 +14,13 @@ for top in range(12, 512, 64):
     for left in range(6, 512, 64):
         sheet[top : top + 34, left : left + 51] = small
 
-# %% As a whole, and in four slices. The slicer hands over parts of what it was given, here RGB.
+# %% As a whole, and in four slices. The slicer hands over parts of what it was given, here RGB. Of small things the
+# model is less sure, so they are taken at a lower threshold.
 sam = textsam.load()
-whole = sam.predict(sheet, text="cat")
-slicer = sv.InferenceSlicer(lambda tile: sam.predict(tile, text="cat"), 256, overlap_wh=0, compact_masks=True)
+whole = sam.predict(sheet, text="cat", threshold=0.3)
+slicer = sv.InferenceSlicer(
+    lambda tile: sam.predict(tile, text="cat", threshold=0.3), 256, overlap_wh=0, compact_masks=True
+)
 sliced = slicer(sheet)
 names = sorted(set(sliced.data["class_name"].tolist()))
 print(f"as a whole: {len(whole)}, in slices: {len(sliced)} {names}")

@@ -37,7 +37,7 @@ class TextReadingOptions:
     presence_threshold: float = 0.5
     threshold: float = 0.5
     seed: float = 0.6
-    word_seed: float = 0.55
+    word_seed: float = 0.5
     min_score: float = 0.8
     word_score: float = 0.77
     stroke_score: float = 0.7
