@@ -1,7 +1,7 @@
 """The model card of a trained model, from the record of its training and its scores.
 
     textsam evaluate DATA/*/val.json --model FOLDER --out scores
-    python -m train.model_card --record train/cards/NAME.json --scores scores/scores.json --model FOLDER
+    python -m train.model_card --record record.json --scores scores/scores.json --model FOLDER
 
 Nothing in the card is typed by hand but what the record says. The record is a JSON file:
 

@@ -125,7 +125,7 @@ def score_geometry(
     box: bool,
     clicks: tuple[int, ...],
     text_click: bool,
-    text_box: bool = False,
+    text_box: bool,
 ) -> GeometryScores:
     """Prompts an image that was set with the boxes and simulated clicks of its instances.
 
