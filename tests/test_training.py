@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from textsam.config import TextSamConfig
 from textsam.model import TextSamModel
 from train.data import CocoSamples, Source, View, shrink
-from train.interactive import error_clicks, noisy_boxes
+from train.interactive import noisy_boxes
 from train.loop import LoopOptions, rate, train
 from train.losses import balance, bce_loss, dice_loss, focal_loss, mask_iou
 from train.optimization import build_optimizer
@@ -53,18 +53,6 @@ def test_balance_lifts_a_small_mask() -> None:
     weights = balance(targets, torch.ones(1, 10, 10))
     assert weights[0, 0, 0].item() == pytest.approx(24**0.5)
     assert weights[0, 5, 5].item() == 1
-
-
-def test_error_clicks_fall_where_the_prediction_is_wrong() -> None:
-    targets = torch.zeros(2, 8, 8)
-    targets[:, 2:4, 2:4] = 1
-    logits = torch.full((2, 8, 8), -1.0)
-    logits[1] = torch.where(targets[1] > 0, 1.0, -1.0)
-    logits[1, 6, 6] = 1.0  # the second has one cell too many, the first lacks all
-    coords, labels = error_clicks(logits, targets, torch.ones(2, 8, 8), 4, torch.Generator().manual_seed(0))
-    assert labels.tolist() == [[1], [0]]
-    assert ((coords[0] >= 7.5) & (coords[0] <= 16)).all()
-    assert ((coords[1] >= 23.5) & (coords[1] <= 28)).all()
 
 
 def test_box_noise_is_bounded() -> None:

@@ -5,19 +5,21 @@ A sample is a function of (seed, epoch, index) alone, so a run can be repeated a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from textsam.files.coco import CocoDataset, CocoImage, load_coco
+from textsam.files.coco import CocoDataset, CocoImage, Region, load_coco
 
 MAX_MASK_SHARE = 0.9  # masks over 90% of the image are discarded, as in the paper
+PASTED_PX = 1500  # what is smaller would be pasted blurred
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class CocoSamples(Dataset):
         name_index: name as annotated -> index into the table of name embeddings, or missing for names without one.
         size: S. instances: G at most per picture.
         scale_range: large-scale jitter; half of the samples keep the whole picture.
+        paste_share: of the samples, those that get an object of another picture pasted in, every name of the sets with
+            exhaustive names as often as any other.
         length: samples in an epoch.
     """
 
@@ -84,9 +88,10 @@ class CocoSamples(Dataset):
         length: int,
         scale_range: tuple[float, float] = (0.75, 2.0),
         min_cells: float = 6.0,
+        paste_share: float = 0.0,
     ) -> None:
         self.size, self.instances, self.seed, self.length = size, instances, seed, length
-        self.scale_range, self.min_cells = scale_range, min_cells
+        self.scale_range, self.min_cells, self.paste_share = scale_range, min_cells, paste_share
         self.epoch = 0
         self.items: list[tuple[Source, CocoDataset, CocoImage, CocoImage | None, dict]] = []
         weights: list[float] = []
@@ -105,6 +110,11 @@ class CocoSamples(Dataset):
                 self.items.append((source, data, image, by_id.get(image.id), index))
                 weights.append(source.weight)
         self.weights = np.asarray(weights) / np.sum(weights)
+        self.to_paste: dict[int, list[tuple[Source, CocoImage, Region]]] = {}
+        for source, _, image, _, index in self.items if paste_share else ():
+            for region in image.instances if source.exhaustive else ():
+                if (name := index.get(region.category_id)) is not None and region.area >= PASTED_PX:
+                    self.to_paste.setdefault(name, []).append((source, image, region))
 
     def __len__(self) -> int:
         return self.length
@@ -114,47 +124,85 @@ class CocoSamples(Dataset):
         source, _, image, semantic, names = self.items[rng.choice(len(self.items), p=self.weights)]
         view = View.draw(rng, image.height, image.width, self.size, self.scale_range)
         pixels = view.apply_image(jitter_colour(Image.fromarray(image.read()), rng))
+        pasted = self._paste(pixels, view.valid_hw, rng) if rng.random() < self.paste_share else None
+        seen = np.ones(pixels.shape[:2], bool) if pasted is None else ~pasted.mask
+        seen_cells = shrink(seen)
 
-        order = rng.permutation(len(image.instances))
-        masks, boxes, clicks, labels, keys = [], [], [], [], []
         present: dict[int, np.ndarray] = {}
-        regions = semantic.instances if semantic is not None else image.instances
-        for region in regions:
+        for region in semantic.instances if semantic is not None else image.instances:
             if (name := names.get(region.category_id)) is not None:
-                cells = view.apply_mask(region.mask(), self.size // 4)
-                if cells.sum() > 0.25:
+                cells = view.apply_mask(region.mask(), self.size // 4) * seen_cells
+                if cells.sum() > 0.5:
                     present[name] = np.maximum(present.get(name, 0.0), cells)
-        for i in order:
-            if len(masks) == self.instances:
+        found = [] if pasted is None else [pasted]
+        for i in rng.permutation(len(image.instances)):
+            if len(found) >= self.instances:
                 break
             region = image.instances[i]
-            full = view.apply_mask(region.mask(), self.size) > 0.5
-            area = int(full.sum())
-            if area < self.min_cells * 16 or area > MAX_MASK_SHARE * full.size:
-                continue
-            ys, xs = np.nonzero(full)
+            full = (view.apply_mask(region.mask(), self.size) > 0.5) & seen
+            if self.min_cells * 16 <= full.sum() <= MAX_MASK_SHARE * full.size:
+                key = (source.folder.name, int(region.id))
+                found.append(_Instance(full, names.get(region.category_id, -1), key))
+        if pasted is not None and pasted.name >= 0:
+            present[pasted.name] = np.maximum(present.get(pasted.name, 0.0), shrink(pasted.mask))
+        boxes, clicks = [], []
+        for instance in found:
+            ys, xs = np.nonzero(instance.mask)
             pick = rng.integers(len(ys))
-            masks.append(shrink(full))
-            boxes.append([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+            boxes.append([xs.min(), ys[0], xs.max() + 1, ys[-1] + 1])
             clicks.append([xs[pick] + 0.0, ys[pick] + 0.0])
-            labels.append(names.get(region.category_id, -1))
-            keys.append((source.folder.name, int(region.id)))
 
         ignore = (semantic or image).ignore_mask()
-        weights = 1 - view.apply_mask(ignore, self.size // 4, outside=0.0)
+        weights = np.maximum(1 - view.apply_mask(ignore, self.size // 4, outside=0.0), 1 - seen_cells)
         absent = self.vocabulary[source.folder] - set(present)
         cell = self.size // 4
         return Sample(
             pixels=torch.from_numpy(pixels).permute(2, 0, 1),
-            masks=torch.from_numpy(np.stack(masks) if masks else np.zeros((0, cell, cell), np.float32)),
+            masks=torch.from_numpy(
+                np.stack([shrink(i.mask) for i in found]) if found else np.zeros((0, cell, cell), np.float32)
+            ),
             boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
             clicks=torch.tensor(clicks, dtype=torch.float32).reshape(-1, 2),
-            names=torch.tensor(labels, dtype=torch.int64),
-            keys=keys,
+            names=torch.tensor([instance.name for instance in found], dtype=torch.int64),
+            keys=[instance.key for instance in found],
             present={name: torch.from_numpy(mask) for name, mask in present.items()},
             absent=torch.tensor(sorted(absent), dtype=torch.int64),
             weights=torch.from_numpy((weights > 0.5).astype(np.float32)),
         )
+
+    def _paste(self, pixels: np.ndarray, valid_hw: tuple[int, int], rng: np.random.Generator) -> _Instance | None:
+        """Draws an object of another picture over the valid part of `pixels` (S, S, 3), in place.
+
+        None where little of it would be seen. Source: Ghiasi et al. 2021, *Simple Copy-Paste*.
+        """
+        name = list(self.to_paste)[rng.integers(len(self.to_paste))]
+        source, image, region = self.to_paste[name][rng.integers(len(self.to_paste[name]))]
+        side = min(self.size * rng.uniform(0.15, 0.6), min(valid_hw) - 1)
+        x1, y1, x2, y2 = (int(value) for value in region.box_xyxy)
+        ratio = side / max(x2 - x1, y2 - y1)
+        size = (max(8, round((x2 - x1) * ratio)), max(8, round((y2 - y1) * ratio)))
+        cut = jitter_colour(Image.fromarray(image.read()[y1:y2, x1:x2]), rng).resize(size, Image.Resampling.BILINEAR)
+        share = Image.fromarray(region.mask()[y1:y2, x1:x2].astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)
+        if rng.random() < 0.5:
+            cut, share = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (cut, share))
+        top, left = (int(rng.integers(0, max(1, room - part))) for room, part in zip(valid_hw, size[::-1], strict=True))
+        place = (slice(top, top + size[1]), slice(left, left + size[0]))
+        mask = np.zeros(pixels.shape[:2], bool)
+        mask[place] = np.asarray(share) > 127
+        alpha = np.asarray(share, np.float32)[..., None] / 255
+        pixels[place] = np.asarray(cut) * alpha + pixels[place] * (1 - alpha)
+        if mask.sum() < self.min_cells * 16:
+            return None
+        return _Instance(mask, name, (source.folder.name, int(region.id)))
+
+
+@dataclass(frozen=True)
+class _Instance:
+    """An object of a sample."""
+
+    mask: np.ndarray  # (S, S) bool
+    name: int  # -1: none
+    key: tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -220,7 +268,7 @@ class View:
 def shrink(mask: np.ndarray) -> np.ndarray:
     """(S, S) bool -> (S/4, S/4) float32, the share of each cell."""
     side = mask.shape[0] // 4
-    return mask.reshape(side, 4, side, 4).mean((1, 3), dtype=np.float32)
+    return cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
 
 
 def jitter_colour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -229,8 +277,3 @@ def jitter_colour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if rng.random() < 0.5:
             image = enhancer(image).enhance(float(rng.uniform(0.7, 1.3)))
     return image
-
-
-def collate(samples: Iterable[Sample]) -> list[Sample]:
-    """Samples stay apart: the number of instances and names differs."""
-    return list(samples)

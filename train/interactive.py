@@ -16,32 +16,11 @@ def noisy_boxes(boxes: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """(N, 4) xyxy px, each coordinate moved by a Gaussian of 10% of the side, at most 20 px of 1024."""
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     limit = MAX_BOX_NOISE_PX * size / 1024
-    noise = (torch.randn(boxes.shape, generator=generator) * BOX_NOISE * sides).clamp(-limit, limit)
+    noise = torch.randn(boxes.shape, generator=generator).to(boxes.device)
+    noise = (noise * BOX_NOISE * sides).clamp(-limit, limit)
     moved = (boxes + noise).clamp(0, size)
     # A tiny box may turn inside out; its corners are put in order again.
     return torch.cat([torch.minimum(moved[:, :2], moved[:, 2:]), torch.maximum(moved[:, :2], moved[:, 2:])], dim=1)
-
-
-def error_clicks(
-    logits: Tensor, targets: Tensor, weights: Tensor, stride: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """A click uniform in the region where the prediction is wrong.
-
-    Args:
-        logits: (N, h, w), targets (N, h, w) in [0, 1], weights (N, h, w); h = S / stride.
-    Returns:
-        coords (N, 1, 2) xy px; labels (N, 1): 1 where the mask was missed, 0 where it was too much. A perfect
-        prediction gets a click somewhere on the mask.
-    """
-    truth = targets > 0.5
-    wrong = ((logits > 0) != truth) & (weights > 0)
-    fallback = torch.where(truth.flatten(1).any(1)[:, None, None], truth, torch.ones_like(truth))
-    region = torch.where(wrong.flatten(1).any(1)[:, None, None], wrong, fallback)
-    index = torch.multinomial(region.flatten(1).float(), 1, generator=generator)
-    row, column = index // logits.shape[-1], index % logits.shape[-1]
-    inside_cell = torch.rand(len(logits), 1, 2, generator=generator)
-    coords = (torch.stack([column, row], dim=-1) + inside_cell) * stride - 0.5
-    return coords, truth.flatten(1).gather(1, index).long()
 
 
 CLICKS = 8  # after the first prompt
@@ -59,10 +38,14 @@ def click_rounds(clicks: int, generator: torch.Generator) -> list[bool]:
 def uniform_error_clicks(
     logits: Tensor, targets: Tensor, weights: Tensor, stride: int, draws: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As `error_clicks`, by given random numbers, on any device.
+    """A click uniform in the region where the prediction is wrong.
 
     Args:
+        logits: (N, h, w), targets (N, h, w) in [0, 1], weights (N, h, w); h = S / stride.
         draws: (N, 3) in [0, 1): the cell of the region, and the place inside it.
+    Returns:
+        coords (N, 1, 2) xy px; labels (N, 1): 1 where the mask was missed, 0 where it was too much. A perfect
+        prediction gets a click somewhere on the mask.
     """
     truth = targets > 0.5
     wrong = (((logits > 0) != truth) & (weights > 0)).flatten(1)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from textsam.model import TextSamModel
-from train.data import collate
 from train.optimization import LoopOptions, build_optimizer, rate
+from train.packing import pack
 from train.run_files import averaged_model, load_checkpoint, save_checkpoint, write_log, write_model
 
 __all__ = ["LoopOptions", "rate", "train"]
@@ -68,16 +68,18 @@ def train(
     began, sums = time.monotonic() - seconds, _Means()
     writer = _tensorboard(out, start) if options.tensorboard and main else None
     wrapped.train()
+    on_device = getattr(step_module, "samples_on_device", False)
     with _progress(options, main) as progress:
         task = progress.add_task("training", total=options.steps, completed=start)
         for step in range(start, options.steps):
+            spent = (time.monotonic() - began) / 60 / options.minutes if options.minutes else 0.0
             for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * rate(step, options)
+                group["lr"] = group["base_lr"] * rate(step, options, spent)
             # Some steps draw once for all processes, others each for itself.
             offset = rank if getattr(step_module, "random_per_process", True) else 0
             generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step * 101 + offset)
             for micro in range(options.accumulate):
-                samples = next(batches)
+                samples = next(batches).unpack(accelerator.device if on_device else "cpu")
                 last = micro + 1 == options.accumulate
                 torch.manual_seed(((options.seed * 1_000_003 + step) * options.accumulate + micro) * 1009 + rank)
                 if not getattr(step_module, "random_per_process", True):
@@ -94,7 +96,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             update_ema(ema, model, min(options.ema_decay, (1 + step) / (10 + step)))
             sums.add({"norm": norm})
-            leaving = _agree(accelerator, bool(stop)) or step + 1 == options.stop_after
+            leaving = _agree(accelerator, bool(stop) or spent >= 1) or step + 1 == options.stop_after
             done, elapsed = step + 1, time.monotonic() - began
             if main:
                 if done % options.log_every == 0:
@@ -140,7 +142,8 @@ def _loader(data: Any, start: int, options: LoopOptions, rank: int, world: int) 
         data if stream is None else stream,
         batch_size=options.batch_size,
         sampler=None if stream is not None else list(sample_indices(start, options, rank, world)),
-        collate_fn=collate,
+        collate_fn=pack,
+        pin_memory=torch.cuda.is_available(),
         # A stream is read in order: two workers would both read all of it.
         num_workers=options.workers if stream is None else min(options.workers, 1),
         # A SIGTERM to the whole group must not take the samples away before the checkpoint is written.
@@ -189,16 +192,18 @@ def _print(progress: Progress, line: str) -> None:
 
 
 class _Means:
+    """Of figures that stay on their device until they are asked for: reading one makes the CPU wait for the GPU."""
+
     def __init__(self) -> None:
-        self.sums: dict[str, list[float]] = {}
+        self.values: dict[str, list[Tensor]] = {}
 
     def add(self, results: dict[str, Tensor]) -> None:
         for name, value in results.items():
-            self.sums.setdefault(name, []).append(float(torch.as_tensor(value).detach()))
+            self.values.setdefault(name, []).append(torch.as_tensor(value).detach())
 
     def take(self) -> dict[str, float]:
-        means = {name: sum(values) / len(values) for name, values in self.sums.items()}
-        self.sums.clear()
+        means = {name: torch.stack(values).double().mean().item() for name, values in self.values.items()}
+        self.values.clear()
         return means
 
 

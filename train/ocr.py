@@ -112,6 +112,8 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
         decay_from=args.decay_from,
         seed=args.seed,
         save_every=args.save_every,
+        minutes=args.minutes,
+        workers=args.workers,
         stop_after=args.stop_after,
         mixed_precision="bf16" if has_fast_bfloat16(resolve_device(None)) else "no",
     )
@@ -173,7 +175,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fine-factor", type=float, default=1.0, help="on the rate of the head for strokes")
     parser.add_argument("--decay-from", type=float, default=0.6)
     parser.add_argument("--size", type=int, default=320, help="side of the training pictures, px")
+    parser.add_argument("--minutes", type=float, help="to train for, where the steps would take longer")
     parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--workers", type=int, default=1, help="processes that load data")
     parser.add_argument("--stop-after", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")

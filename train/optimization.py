@@ -32,6 +32,8 @@ class LoopOptions:
         drop_path: of the ViT's last block, falling linearly to 0 at the first.
         schedule: after the warm-up: "linear": constant, from the share `decay_from` of the steps on linearly to zero.
             "step": a tenth from each of `milestones` (shares of the steps) on. "cosine": to zero.
+        minutes: to train for, where that is less than the steps take: the schedule then follows the clock, a resumed
+            run has what is left of them, and no two runs are alike.
         stop_after: save and leave after this step, for sessions shorter than the run.
         ema_decay: of the averaged weights, which are the ones to ship; 0: the last weights.
         eval_every: steps between evaluations, where there is one.
@@ -60,6 +62,7 @@ class LoopOptions:
     mixed_precision: str = "bf16"
     save_every: int = 100
     eval_every: int = 1000
+    minutes: float | None = None
     stop_after: int | None = None
     log_every: int = 20
     workers: int = 1
@@ -68,16 +71,21 @@ class LoopOptions:
     seed: int = 0
 
 
-def rate(step: int, options: LoopOptions) -> float:
-    """The share of the base learning rate at a step, counted from 0."""
+def rate(step: int, options: LoopOptions, spent: float = 0.0) -> float:
+    """The share of the base learning rate at a step, counted from 0.
+
+    Args:
+        spent: share of the time that there is, in [0, 1], where there is a limit.
+    """
     warm = min(1.0, (step + 1) / max(options.warmup, 1))
+    done = max(step / options.steps, spent)
     if options.schedule == "step":
-        return warm * 0.1 ** sum(step >= share * options.steps for share in options.milestones)
+        return warm * 0.1 ** sum(done >= share for share in options.milestones)
     if options.schedule == "cosine":
-        progress = max(0, step - options.warmup) / max(options.steps - options.warmup, 1)
+        warmup = options.warmup / options.steps
+        progress = max(0.0, done - warmup) / max(1 - warmup, 1 / options.steps)
         return warm * (1 + torch.cos(torch.tensor(progress * torch.pi)).item()) / 2
-    falling = options.steps * (1 - options.decay_from)
-    return min(warm, (options.steps - step) / max(falling, 1))
+    return min(warm, max(1 - done, 0.0) / max(1 - options.decay_from, 1 / options.steps))
 
 
 def prepare_parts(model: TextSamModel, options: LoopOptions) -> None:

@@ -6,6 +6,7 @@ A module whose forward takes samples and returns losses, so that one wrapper (DD
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from textsam.model import TextSamModel
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions
 from train.data import Sample
-from train.interactive import error_clicks, noisy_boxes
+from train.interactive import noisy_boxes, uniform_error_clicks
 from train.losses import balance, bce_loss, dice_loss, focal_loss, mask_iou
 
 
@@ -42,8 +43,7 @@ class Objects:
     weights: Tensor  # (N, S/4, S/4)
     boxes: Tensor  # (N, 4)
     clicks: Tensor  # (N, 2)
-    text: Tensor  # (N, D) CLIP embedding of the instance's crop or name; only rows of has_text are meaningful
-    has_text: Tensor  # (N,) bool
+    text: Tensor  # (N, D) CLIP embedding of the instance's crop or name, meaningful where one is known
 
     def take(self, rows: Tensor) -> Objects:
         return Objects(**{name: value[rows] for name, value in vars(self).items()})
@@ -62,13 +62,15 @@ class EmbeddingTable:
         """Names to take as absent from a picture that shows `present`: near them rather than far, but no synonyms."""
         if self.distractors is None or self.mean is None or not count:
             return torch.zeros(0, dtype=torch.int64)
-        near = self._centred(self.distractors) @ self._centred(torch.tensor(present, dtype=torch.int64)).T
-        nearest = near.amax(1) if present else torch.zeros(len(self.distractors))
+        nearest = self._nearness[:, present].amax(1) if present else torch.zeros(len(self.distractors))
         chance = torch.where(nearest < SYNONYM, (nearest * 8).exp(), 0.0)
         return self.distractors[torch.multinomial(chance, count, generator=generator)]
 
-    def _centred(self, rows: Tensor) -> Tensor:
-        return F.normalize(self.names[rows] - self.mean, dim=-1)
+    @cached_property
+    def _nearness(self) -> Tensor:
+        """(R, K) cosine of each distractor and each name, both centred."""
+        centred = F.normalize(self.names - self.mean, dim=-1)
+        return centred[self.distractors] @ centred.T
 
 
 SYNONYM = 0.38  # cosine of two centred names over which one may be said of the other's pictures ("cat", "animal")
@@ -85,6 +87,8 @@ class TextSamStep(nn.Module):
         crop_share: how often a prompt is the crop's embedding rather than the name's, where both are known.
         noise: standard deviation of Gaussian noise on each prompt embedding, times its length (modality gap).
     """
+
+    samples_on_device = True
 
     def __init__(
         self,
@@ -106,16 +110,16 @@ class TextSamStep(nn.Module):
 
     def forward(self, samples: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
         """Losses by name, each already weighted, and figures to log under names that begin with "_"."""
-        config = self.model.config
+        config, device = self.model.config, self.model.device
         pixels = torch.stack([sample.pixels for sample in samples]).float()
-        mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (config.pixel_mean, config.pixel_std))
+        mean, std = (torch.tensor(x, device=device).reshape(3, 1, 1) for x in (config.pixel_mean, config.pixel_std))
         pixels = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
         image = self.model.encode_image(pixels)
         results: dict[str, Tensor] = {}
-        objects = self._objects(samples, generator)
-        for kind, group in self._split(objects, generator).items():
-            if len(group.masks):
-                self._geometry(image, group, kind, generator, results)
+        objects, known = self._objects(samples, generator)
+        for kind, rows in _first_prompts(known, generator).items():
+            if len(rows):
+                self._geometry(image, objects.take(rows.to(device)), kind, generator, results)
         absent = [self._absent(sample, generator) for sample in samples]
         self._text(image, samples, absent, generator, results)
         if config.similarity_head:
@@ -141,22 +145,24 @@ class TextSamStep(nn.Module):
 
     # -- geometry ------------------------------------------------------------------------------------------------
 
-    def _objects(self, samples: list[Sample], generator: torch.Generator) -> Objects:
+    def _objects(self, samples: list[Sample], generator: torch.Generator) -> tuple[Objects, Tensor]:
+        """All instances, and on the CPU which of them (N,) have a text."""
         counts = torch.tensor([len(sample.masks) for sample in samples])
         index = torch.arange(len(samples)).repeat_interleave(counts)
         keys = [key for sample in samples for key in sample.keys]
         names = torch.cat([sample.names for sample in samples])
         text, known = self._instance_text(keys, names, generator)
         weights = torch.stack([sample.weights for sample in samples])
-        return Objects(
+        index = index.to(weights.device)
+        objects = Objects(
             index,
             torch.cat([sample.masks for sample in samples]),
             weights[index],
             torch.cat([sample.boxes for sample in samples]),
             torch.cat([sample.clicks for sample in samples]),
-            text,
-            known,
+            text.to(weights.device),
         )
+        return objects, known
 
     def _instance_text(
         self, keys: list[tuple[str, int]], names: Tensor, generator: torch.Generator
@@ -178,17 +184,6 @@ class TextSamStep(nn.Module):
         noise = torch.randn(text.shape, generator=generator) * self.noise * text.shape[-1] ** -0.5
         return F.normalize(text + noise, dim=-1)
 
-    def _split(self, objects: Objects, generator: torch.Generator) -> dict[str, Objects]:
-        """First prompt: box or point with about equal probability; half of them come with text where it is known."""
-        draw = torch.rand(len(objects.masks), generator=generator)
-        box, with_text = draw < 0.45, objects.has_text & ((draw < 0.2) | (draw >= 0.7))
-        return {
-            "box": objects.take(box & ~with_text),
-            "text_box": objects.take(box & with_text),
-            "point": objects.take(~box & ~with_text),
-            "text_point": objects.take(~box & with_text),
-        }
-
     def _geometry(
         self, image: ImageEmbeddings, group: Objects, kind: str, generator: torch.Generator, results: dict[str, Tensor]
     ) -> None:
@@ -196,7 +191,8 @@ class TextSamStep(nn.Module):
         boxes = noisy_boxes(group.boxes, image.input_size[0], generator) if "box" in kind else None
         coords = labels = None
         if boxes is None:
-            coords, labels = group.clicks[:, None], torch.ones(len(group.clicks), 1, dtype=torch.int64)
+            coords = group.clicks[:, None]
+            labels = torch.ones(len(coords), 1, dtype=torch.int64, device=coords.device)
         text = group.text if "text" in kind else None
         mask_input = None
         for number in range(self.rounds):
@@ -213,7 +209,8 @@ class TextSamStep(nn.Module):
             ambiguous = number == 0 and kind == "point"
             chosen = self._mask_losses(out, group, ambiguous, f"{kind}{number}", results)
             if number + 1 < self.rounds:
-                click, label = error_clicks(chosen, group.masks, group.weights, 4, generator)
+                draws = torch.rand(len(chosen), 3, generator=generator).to(chosen.device)
+                click, label = uniform_error_clicks(chosen, group.masks, group.weights, 4, draws)
                 coords = click if coords is None else torch.cat([coords, click], 1)
                 labels = label if labels is None else torch.cat([labels, label], 1)
                 mask_input = chosen[:, None]
@@ -237,11 +234,12 @@ class TextSamStep(nn.Module):
         _add(results, "mask", loss)
         _add(results, "iou", self.loss_weights.iou * F.mse_loss(predicted_iou, iou))
         results[f"_{name}"] = iou[:, 0].mean()
-        pick = torch.zeros(len(logits), dtype=torch.int64)
+        rows = torch.arange(len(logits), device=logits.device)
+        pick = torch.zeros_like(rows)
         if ambiguous:
             pick = 1 + predicted_iou[:, 1:].argmax(dim=1)
             results[f"_{name}_best"] = iou[:, 1:].max(dim=1).values.mean()
-        return logits[torch.arange(len(logits)), pick].detach()
+        return logits[rows, pick].detach()
 
     def _mask_loss(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         w = self.loss_weights
@@ -262,34 +260,61 @@ class TextSamStep(nn.Module):
 
         The prompt is the name's embedding or, as in D.5, that of the crop of one of its instances.
         """
-        index, texts, masks, weights = [], [], [], []
-        for number, sample in enumerate(samples):
-            present = list(sample.present)
-            order = torch.randperm(len(present), generator=generator).tolist()
-            wanted = [present[i] for i in order[:1]]
-            wanted += self._rivals(image.select(number), absent[number], self.queries - 1, generator).tolist()
-            crops = dict(zip(sample.names.tolist(), sample.keys, strict=True))
-            for name in wanted:
-                index.append(number)
-                texts.append(self.text_of(name, crops.get(name), generator))
-                masks.append(sample.present.get(name, torch.zeros_like(sample.weights)))
-                weights.append(sample.weights)
-        if not texts:
+        queries = self._queries(image, samples, absent, generator)
+        asked = [(b, name) for b, names in enumerate(queries) for name in names]
+        if not asked:
             return
-        image_index, targets = torch.tensor(index), torch.stack(masks)
-        text = self._perturb(torch.stack(texts), generator)
+        device, nothing = image.image_embeddings.device, torch.zeros_like(samples[0].weights)
+        crops = [dict(zip(sample.names.tolist(), sample.keys, strict=True)) for sample in samples]
+        text = torch.stack([self.text_of(name, crops[b].get(name), generator) for b, name in asked])
+        text = self._perturb(text, generator).to(device)
+        targets = torch.stack([samples[b].present.get(name, nothing) for b, name in asked])
+        weight = torch.stack([samples[b].weights for b, _ in asked])
+        image_index = torch.tensor([b for b, _ in asked]).to(device)
         prompts = self.model.encode_prompts(image, text_embeddings=text, image_index=image_index)
         out = self.model.decode_masks(image, prompts, multimask_output=False, image_index=image_index)
-        logits, weight = out.low_res_logits.float()[:, 0], torch.stack(weights)
-        there = targets.flatten(1).sum(1) > 0.5
+        logits = out.low_res_logits.float()[:, 0]
+        there = torch.tensor([name in samples[b].present for b, name in asked])
         iou = mask_iou(logits, targets, weight)
         if there.any():
-            _add(results, "text", self._mask_loss(logits[there], targets[there], weight[there]).mean())
-            _add(results, "iou", self.loss_weights.iou * F.mse_loss(out.iou_predictions.float()[there, 0], iou[there]))
-            results["_text"] = iou[there].mean()
+            shown = there.nonzero()[:, 0].to(device)
+            _add(results, "text", self._mask_loss(logits[shown], targets[shown], weight[shown]).mean())
+            _add(results, "iou", self.loss_weights.iou * F.mse_loss(out.iou_predictions.float()[shown, 0], iou[shown]))
+            results["_text"] = iou[shown].mean()
+        there = there.to(device)
         presence = F.binary_cross_entropy_with_logits(out.presence_logits.float(), there.float())
         results["presence"] = self.loss_weights.presence * presence
         results["_presence"] = ((out.presence_logits > 0) == there).float().mean()
+
+    def _queries(
+        self, image: ImageEmbeddings, samples: list[Sample], absent: list[Tensor], generator: torch.Generator
+    ) -> list[list[int]]:
+        """Names to ask each picture for: one that it shows, and others that it does not; of these, one that it is most
+        easily taken for, the rest at random."""
+        shown, others = [], []
+        for sample, names in zip(samples, absent, strict=True):
+            present = list(sample.present)
+            shown.append([present[i] for i in torch.randperm(len(present), generator=generator)[:1].tolist()])
+            others.append(names[torch.randperm(len(names), generator=generator)].tolist())
+        if self.model.config.similarity_head:
+            others = self._hardest_first(image, others)
+        return [names + rivals[: self.queries - 1] for names, rivals in zip(shown, others, strict=True)]
+
+    @torch.no_grad()
+    def _hardest_first(self, image: ImageEmbeddings, absent: list[list[int]]) -> list[list[int]]:
+        """The absent names of each picture in their order, but that of the first ones which the picture is most easily
+        taken for before all others."""
+        names = sorted({name for picture in absent for name in picture[:RIVALS]})
+        if not names:
+            return absent
+        column = {name: i for i, name in enumerate(names)}
+        maps = self.model.text_similarity(image, self.table.names[names].to(image.image_embeddings.device))
+        likeness = maps.flatten(2).amax(2).tolist()
+        ordered = []
+        for row, picture in zip(likeness, absent, strict=True):
+            hardest = max(picture[:RIVALS], key=lambda name: row[column[name]], default=None)
+            ordered.append(sorted(picture, key=lambda name: name != hardest))
+        return ordered
 
     def _image_presence(
         self,
@@ -305,23 +330,15 @@ class TextSamStep(nn.Module):
         for b, sample in enumerate(samples):
             targets[b, [rows[name] for name in absent[b].tolist()]] = 0.0
             targets[b, [rows[name] for name in sample.present]] = 1.0
-        logits = self.model.image_presence(image, self.texts_of(names))
+        logits = self.model.image_presence(image, self.texts_of(names).to(image.image_embeddings.device))
+        known = bool((targets == 1).any()) and bool((targets == 0).any())
+        targets = targets.to(logits.device)
         there, missing = targets == 1, targets == 0
         each = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none")
         loss = (each * (there | missing)).sum() / there.sum().clamp(min=1) / 2
         results["image_presence"] = self.loss_weights.image_presence * loss
-        if there.any() and missing.any():
+        if known:
             results["_image_presence"] = (logits[there][:, None] > logits[missing]).float().mean()
-
-    @torch.no_grad()
-    def _rivals(self, image: ImageEmbeddings, absent: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Up to `count` of the absent names: one that the picture is most easily taken for, the others at random."""
-        order = absent[torch.randperm(len(absent), generator=generator)]
-        if len(order) and self.model.config.similarity_head:
-            candidates = order[:RIVALS]
-            hardest = self.model.text_similarity(image, self.table.names[candidates])[0].flatten(1).amax(1).argmax()
-            order = torch.cat([candidates[hardest : hardest + 1], order[order != candidates[hardest]]])
-        return order[:count]
 
     def _every_name(
         self, image: ImageEmbeddings, samples: list[Sample], absent: list[Tensor], results: dict[str, Tensor]
@@ -337,17 +354,22 @@ class TextSamStep(nn.Module):
         # Maps are large: of the names that no picture of the batch shows, a few.
         others = [name for name in names if name not in present]
         names = sorted(present) + others[:: max(1, len(others) // MAP_ABSENTEES)]
-        logits = self.model.text_similarity(image, self.texts_of(names))
+        device = image.image_embeddings.device
+        logits = self.model.text_similarity(image, self.texts_of(names).to(device))
         size = logits.shape[-2:]
+        column = {name: q for q, name in enumerate(names)}
+        shown = [(b, name) for b, sample in enumerate(samples) for name in sample.present]
         targets = torch.zeros_like(logits)
+        if shown:
+            rows, columns = [b for b, _ in shown], [column[name] for _, name in shown]
+            masks = torch.stack([samples[b].present[name] for b, name in shown])
+            targets[rows, columns] = F.adaptive_avg_pool2d(masks, size)
         known = torch.zeros(logits.shape[:2])
         for b, sample in enumerate(samples):
-            missing = set(absent[b].tolist())
-            for q, name in enumerate(names):
-                if name in sample.present:
-                    targets[b, q] = F.adaptive_avg_pool2d(sample.present[name][None], size)[0]
-                known[b, q] = float(name in sample.present or name in missing)
-        weights = torch.stack([F.adaptive_avg_pool2d(sample.weights[None], size) for sample in samples])
+            at_hand = [*sample.present, *absent[b].tolist()]
+            known[b, [column[name] for name in at_hand if name in column]] = 1.0
+        known = known.to(device)
+        weights = F.adaptive_avg_pool2d(torch.stack([sample.weights for sample in samples])[:, None], size)
         weights = weights.expand_as(logits)
         there = targets.flatten(2).sum(2) > 0
         pixel = 2 * bce_loss(logits, targets, balance(targets, weights))
@@ -364,6 +386,23 @@ class TextSamStep(nn.Module):
 
 MAP_ABSENTEES = 32
 RIVALS = 16  # absent names among which the hardest is looked for; more would find what is only not annotated
+
+
+def _first_prompts(has_text: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Box or point with about equal probability; half of them come with text where it is known. Rows of each kind.
+
+    Args:
+        has_text: (N,) bool.
+    """
+    draw = torch.rand(len(has_text), generator=generator)
+    box, with_text = draw < 0.45, has_text & ((draw < 0.2) | (draw >= 0.7))
+    kinds = {
+        "box": box & ~with_text,
+        "text_box": box & with_text,
+        "point": ~box & ~with_text,
+        "text_point": ~box & with_text,
+    }
+    return {kind: rows.nonzero()[:, 0] for kind, rows in kinds.items()}
 
 
 def _uniform(generator: torch.Generator) -> float:

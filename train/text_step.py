@@ -21,6 +21,7 @@ from train.text_data import TextSample
 from train.text_targets import CORES
 
 STROKE = LEVELS.index("text stroke")
+LINE = LEVELS.index("text line")
 SPLIT = [LEVELS.index(name) for name in CORES]  # levels whose instances are told apart by the gaps between them
 GAP_CELLS, GAP_WEIGHT = 15, 8.0
 
@@ -36,6 +37,8 @@ class WrittenTextStep(nn.Module):
         queries: levels asked of each picture.
         noise: standard deviation of Gaussian noise on each embedding, times its length.
     """
+
+    samples_on_device = True
 
     def __init__(
         self,
@@ -61,39 +64,46 @@ class WrittenTextStep(nn.Module):
                 raise ValueError("a batch of objects came, but the step was built without objects=")
             return {_renamed(name): value for name, value in self.objects(samples, generator).items()}
         config, device = self.model.config, self.level_embeddings.device
-        pixels = torch.stack([sample.pixels for sample in samples]).to(device).float()
+        pixels = torch.stack([sample.pixels for sample in samples]).float()
         mean, std = (torch.tensor(x, device=device).reshape(3, 1, 1) for x in (config.pixel_mean, config.pixel_std))
         pixels = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
         image = self.model.encode_image(pixels)
         results: dict[str, Tensor] = {}
-        self._levels(image, samples, generator, results)
+        levels = _all_levels(samples)
+        known = torch.tensor([[name in sample.levels for name in LEVELS] for sample in samples])
+        self._levels(image, samples, (levels.flatten(2).sum(2) > 0.5).any(1).tolist(), generator, results)
         if config.similarity_head:
-            self._maps(image, samples, results)
+            self._maps(image, samples, levels, known.to(device), results)
         if config.image_presence:
-            self._whole_images(image, samples, results)
+            self._whole_images(image, levels, known.to(device), results)
         self._words(image, samples, generator, results)
         return results
 
     # -- levels --------------------------------------------------------------------------------------------------
 
     def _levels(
-        self, image: ImageEmbeddings, samples: list[TextSample], generator: torch.Generator, results: dict[str, Tensor]
+        self,
+        image: ImageEmbeddings,
+        samples: list[TextSample],
+        written: list[bool],
+        generator: torch.Generator,
+        results: dict[str, Tensor],
     ) -> None:
-        """Text alone: some levels of each picture, and whether there is text at all; strokes redrawn."""
-        pairs = [(b, level) for b, sample in enumerate(samples) for level in self._draw(sample, generator)]
+        """Text alone: some levels of each picture, and whether there is text at all (`written`); strokes redrawn."""
+        pairs = [(b, level) for b in range(len(samples)) for level in self._draw(samples[b], written[b], generator)]
         device = self.level_embeddings.device
         index = torch.tensor([b for b, _ in pairs], device=device)
         asked = torch.tensor([level for _, level in pairs], device=device)
-        targets = torch.stack([samples[b].levels[LEVELS[level]] for b, level in pairs]).to(device)
-        weights = torch.stack([samples[b].weights for b, _ in pairs]).to(device)
+        targets = torch.stack([samples[b].levels[LEVELS[level]] for b, level in pairs])
+        weights = torch.stack([samples[b].weights for b, _ in pairs])
         prompts = self.model.encode_prompts(image, text_embeddings=self._embed(asked, generator), image_index=index)
         out = self.model.decode_masks(image, prompts, multimask_output=False, image_index=index)
         logits = out.low_res_logits.float()[:, 0]
         there = (targets * weights).flatten(1).sum(1) > 0.5
         iou = mask_iou(logits, targets, weights)
         if there.any():
-            stress = torch.stack([self._stress(samples[b], level) for b, level in pairs]).to(device)
-            stressed = weights * (1 + GAP_WEIGHT * stress)
+            words = torch.stack([samples[b].levels.get("word", torch.ones_like(samples[b].weights)) for b, _ in pairs])
+            stressed = weights * (1 + GAP_WEIGHT * self._stress(asked, targets, words))
             results["text"] = self._mask_loss(logits[there], targets[there], stressed[there]).mean()
             error = F.mse_loss(out.iou_predictions.float()[there, 0], iou[there])
             results["iou"] = self.loss_weights.iou * error
@@ -111,25 +121,26 @@ class WrittenTextStep(nn.Module):
         if len(strokes) and self.model.config.fine_masks:
             self._fine(image, samples, out.low_res_logits[strokes], index[strokes], results)
 
-    def _draw(self, sample: TextSample, generator: torch.Generator) -> list[int]:
+    def _draw(self, sample: TextSample, written: bool, generator: torch.Generator) -> list[int]:
         """Levels to ask of a picture: strokes and words always, where they are known."""
         known = [i for i, name in enumerate(LEVELS) if name in sample.levels]
         first = [i for i in known if LEVELS[i] in ("text stroke", "word")]
         rest = [i for i in known if i not in first]
         order = torch.randperm(len(rest), generator=generator).tolist()
         every = first + [rest[i] for i in order]
-        empty = not any(bool(mask.sum() > 0.5) for mask in sample.levels.values())
-        if empty:
+        if not written:
             return [known[i] for i in torch.randperm(len(known), generator=generator)[:2].tolist()]
         return every[: self.queries]
 
-    def _stress(self, sample: TextSample, level: int) -> Tensor:
-        """(S/4, S/4) in [0, 1]: the few cells that tell a level's instances apart, and a line from its words."""
-        target = sample.levels[LEVELS[level]]
-        stress = gaps(target[None])[0] if level in SPLIT else torch.zeros_like(target)
-        if LEVELS[level] == "text line" and "word" in sample.levels:
-            stress = torch.maximum(stress, (target - sample.levels["word"]).clamp(min=0))
-        return stress
+    def _stress(self, asked: Tensor, targets: Tensor, words: Tensor) -> Tensor:
+        """(N, h, w) in [0, 1]: the few cells that tell a level's instances apart, and a line from its words.
+
+        Args:
+            asked: (N,) levels. targets: (N, h, w). words: (N, h, w) the words of the same picture; ones where unknown.
+        """
+        split = torch.isin(asked, torch.tensor(SPLIT, device=asked.device))[:, None, None]
+        line = (asked == LINE)[:, None, None]
+        return torch.maximum(gaps(targets) * split, (targets - words).clamp(min=0) * line)
 
     def _embed(self, levels: Tensor, generator: torch.Generator) -> Tensor:
         text = self.level_embeddings[levels]
@@ -146,8 +157,9 @@ class WrittenTextStep(nn.Module):
     ) -> None:
         """Strokes at full resolution; low_res_logits: (N, 1, h, w) of the pictures `index`."""
         logits = self.model.refine_masks(image, low_res_logits, index)[:, 0].float()
-        targets = torch.stack([samples[b].strokes for b in index.tolist()]).to(logits.device)
-        weights = torch.stack([samples[b].weights for b in index.tolist()]).to(logits.device)
+        pictures = index.tolist()
+        targets = torch.stack([samples[b].strokes for b in pictures])
+        weights = torch.stack([samples[b].weights for b in pictures])
         weights = F.interpolate(weights[:, None], logits.shape[-2:], mode="nearest")[:, 0]
         # Hardly more weight on ink than on ground: what counts here is where exactly the edge between them runs.
         loss = 2 * bce_loss(logits, targets, balance(targets, weights, 1.3)) + dice_loss(logits, targets, weights)
@@ -162,24 +174,25 @@ class WrittenTextStep(nn.Module):
 
     # -- maps and whole images ------------------------------------------------------------------------------------
 
-    def _known(self, samples: list[TextSample]) -> Tensor:
-        """(B, 5): which levels are known of each picture."""
-        rows = [[float(name in sample.levels) for name in LEVELS] for sample in samples]
-        return torch.tensor(rows, device=self.level_embeddings.device)
+    def _maps(
+        self,
+        image: ImageEmbeddings,
+        samples: list[TextSample],
+        levels: Tensor,
+        known: Tensor,
+        results: dict[str, Tensor],
+    ) -> None:
+        """The similarity map of every level: where the decoder's answer starts from.
 
-    def _all_levels(self, samples: list[TextSample]) -> Tensor:
-        """(B, 5, S/4, S/4) masks, empty where unknown."""
-        rows = [[s.levels.get(name, torch.zeros_like(s.weights)) for name in LEVELS] for s in samples]
-        return torch.stack([torch.stack(row) for row in rows]).to(self.level_embeddings.device)
-
-    def _maps(self, image: ImageEmbeddings, samples: list[TextSample], results: dict[str, Tensor]) -> None:
-        """The similarity map of every level: where the decoder's answer starts from."""
+        Args:
+            levels: (B, 5, S/4, S/4) masks. known: (B, 5) bool.
+        """
         logits: Tensor = self.model.text_similarity(image, self.level_embeddings)  # type: ignore[assignment]
-        size, known = logits.shape[-2:], self._known(samples)
-        targets = F.adaptive_avg_pool2d(self._all_levels(samples), size)
-        weights = torch.stack([F.adaptive_avg_pool2d(s.weights[None], size) for s in samples]).to(logits.device)
+        size = logits.shape[-2:]
+        targets = F.adaptive_avg_pool2d(levels, size)
+        weights = F.adaptive_avg_pool2d(torch.stack([sample.weights for sample in samples])[:, None], size)
         weights = weights.expand_as(logits)
-        there = (targets.flatten(2).sum(2) > 0.2) & (known > 0)
+        there = (targets.flatten(2).sum(2) > 0.2) & known
         weights = weights.clone()
         weights[:, SPLIT] *= 1 + GAP_WEIGHT * gaps(targets[:, SPLIT], GAP_CELLS // 2)
         pixel = bce_loss(logits, targets, balance(targets, weights, 4.0))
@@ -188,12 +201,11 @@ class WrittenTextStep(nn.Module):
             results["similarity"] = results["similarity"] + dice_loss(logits, targets, weights)[there].mean()
             results["_similarity"] = mask_iou(logits, targets, weights)[there].mean()
 
-    def _whole_images(self, image: ImageEmbeddings, samples: list[TextSample], results: dict[str, Tensor]) -> None:
-        """Is there text in the picture at all, by the vector of the whole image."""
+    def _whole_images(self, image: ImageEmbeddings, levels: Tensor, known: Tensor, results: dict[str, Tensor]) -> None:
+        """Is there text in the picture at all, by the vector of the whole image; arguments as `_maps`."""
         logits = self.model.image_presence(image, self.level_embeddings)
-        there = (self._all_levels(samples).flatten(2).sum(2) > 0.5).float()
+        there = (levels.flatten(2).sum(2) > 0.5).float()
         each = F.binary_cross_entropy_with_logits(logits, there, reduction="none")
-        known = self._known(samples)
         results["image_presence"] = self.loss_weights.image_presence * (each * known).sum() / known.sum() / 2
 
     # -- words by box, click and transcript ----------------------------------------------------------------------
@@ -207,15 +219,15 @@ class WrittenTextStep(nn.Module):
         rows = rows[:: max(1, len(rows) // 2)][:2]
         if not rows:
             return
-        targets = torch.stack([samples[b].masks[0] for b in rows]).to(device)
-        weights = torch.stack([samples[b].weights for b in rows]).to(device)
+        targets = torch.stack([samples[b].masks[0] for b in rows])
+        weights = torch.stack([samples[b].weights for b in rows])
         prompt: dict[str, Tensor]
         kind = float(torch.rand((), generator=generator))
         texts = [samples[b].texts[0] for b in rows]
         if self.transcripts is not None and kind > 0.6 and all(texts):
             prompt = {"text_embeddings": self.transcripts(texts).to(device)}
         elif kind < 0.5 if self.transcripts is None else kind < 0.3:
-            boxes = torch.stack([samples[b].boxes[0] for b in rows]).to(device)
+            boxes = torch.stack([samples[b].boxes[0] for b in rows])
             prompt = {"boxes": noisy_boxes(boxes, image.input_size[0], generator)}
         else:
             clicks = torch.stack([_point_in(mask, generator) for mask in targets.cpu()]).to(device)
@@ -239,6 +251,12 @@ def gaps(targets: Tensor, cells: int = GAP_CELLS) -> Tensor:
     wide = F.max_pool2d(targets, cells, 1, cells // 2)
     closed = -F.max_pool2d(-wide, cells, 1, cells // 2)
     return (closed - targets).clamp(min=0)
+
+
+def _all_levels(samples: list[TextSample]) -> Tensor:
+    """(B, 5, S/4, S/4) masks, empty where unknown."""
+    nothing = torch.zeros_like(samples[0].weights)
+    return torch.stack([torch.stack([sample.levels.get(name, nothing) for name in LEVELS]) for sample in samples])
 
 
 def _point_in(mask: Tensor, generator: torch.Generator) -> Tensor:

@@ -59,7 +59,15 @@ def draw_from(names: list[str]) -> list[int]:
 
 def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptions]:
     torch.manual_seed(args.seed)
-    options = LoopOptions(steps=args.steps, batch_size=args.batch_size, seed=args.seed, frozen=FROZEN)
+    options = LoopOptions(
+        steps=args.steps,
+        minutes=args.minutes,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        save_every=args.save_every,
+        seed=args.seed,
+        frozen=FROZEN,
+    )
     options = replace(options, decay_from=args.decay_from, lr=args.lr, trunk_lr=args.lr / 10, muon=args.muon)
     options = replace(
         options, faster=(("mask_decoder.refiner.", args.refiner_factor), ("mask_decoder.quality.", args.refiner_factor))
@@ -67,7 +75,8 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
     options = replace(options, mixed_precision="bf16" if has_fast_bfloat16(resolve_device(None)) else "no")
     config = TextSamConfig.tiny(text_trained=True, image_size=args.size, mask_refinement=True)
     model = TextSamModel(config)
-    model.image_encoder.load_trunk(load_file(args.trunk))
+    if args.trunk:
+        model.image_encoder.load_trunk(load_file(args.trunk))
     if args.init:
         start_from(model, load_file(Path(args.init) / "model.safetensors"))
     model.image_encoder.to(memory_format=torch.channels_last)
@@ -92,7 +101,8 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
         name_index,
         size=config.image_size,
         instances=args.instances,
-        scale_range=(0.75, args.max_scale),
+        scale_range=(args.min_scale, args.max_scale),
+        paste_share=args.paste_share,
         seed=args.seed,
         length=options.steps * options.batch_size * 64,
     )
@@ -134,12 +144,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with a folder per set")
     parser.add_argument("--names", required=True, help="npz of CLIP text embeddings")
-    parser.add_argument("--trunk", required=True, help="ImageNet weights of MobileNetV2, safetensors")
+    parser.add_argument("--trunk", help="ImageNet weights of MobileNetV2, safetensors")
     parser.add_argument("--text-encoder", required=True, help="folder of the trained text encoder")
     parser.add_argument("--crops", help="crop embeddings made by train.crop_embeddings, safetensors")
-    parser.add_argument("--init", help="folder of a former model to start from, instead of the trunk alone")
+    parser.add_argument("--init", help="folder of a former model to start from, instead of --trunk")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--minutes", type=float, help="to train for, where the steps would take longer")
+    parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--workers", type=int, default=1, help="processes that load data")
     parser.add_argument("--decay-from", type=float, default=0.7)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--refiner-factor", type=float, default=1.0, help="on the rate of the mask refiner")
@@ -148,10 +161,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--instances", type=int, default=3, help="of each picture and step")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--size", type=int, default=384, help="side of the training pictures, px")
+    parser.add_argument("--min-scale", type=float, default=0.75, help="of the large-scale jitter")
     parser.add_argument("--max-scale", type=float, default=2.0, help="of the large-scale jitter")
+    parser.add_argument("--paste-share", type=float, default=0.0, help="of samples with an object pasted in")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args(arguments)
+    if not (args.trunk or args.init):
+        parser.error("give --trunk, the weights to begin with, or --init, a former model to go on from")
     step, data, options = build(args)
     train(step, data, options, args.out, args.resume)
 
