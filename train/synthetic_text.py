@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 from rich.progress import track
@@ -74,9 +75,7 @@ def find_photos(paths: Sequence[str | Path]) -> list[Path]:
 
 def read_background(file: Path, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """A random part of a photo, in the scene's proportions, mirrored half of the time: (H, W, 3) uint8."""
-    with Image.open(file) as image:
-        image.draft("RGB", size)
-        image = image.convert("RGB")
+    image = _open_photo(file, size)
     fit = min(image.width / size[0], image.height / size[1])
     share = fit * float(rng.uniform(0.6, 1.0))
     width, height = size[0] * share, size[1] * share
@@ -84,6 +83,17 @@ def read_background(file: Path, size: tuple[int, int], rng: np.random.Generator)
     part = image.resize(size, Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
     pixels = np.asarray(part)
     return pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels
+
+
+def _open_photo(file: Path, size: tuple[int, int]) -> Image.Image:
+    """A photo, or a smaller version that still holds `size` px where the file gives one quickly."""
+    if file.suffix.lower() == ".webp":  # the same pixels as PIL's, in three quarters of its time
+        pixels = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        if pixels is not None:
+            return Image.fromarray(pixels)
+    with Image.open(file) as image:
+        image.draft("RGB", size)
+        return image.convert("RGB")
 
 
 def annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:

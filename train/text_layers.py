@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[float, float, float]  # RGB in 0..255
+Box = tuple[float, float, float, float]  # x1 y1 x2 y2 px
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class WordBox:
 
     text: str
     line: int
-    box: tuple[float, float, float, float]  # x1 y1 x2 y2
+    box: Box
 
 
 @dataclass(frozen=True)
@@ -63,46 +64,66 @@ def draw_layer(
     size = font.size
     margin = int(np.ceil(size * (0.35 + style.outline + style.second_outline + style.glow + style.panel_margin)))
     placed, width, height = _place(lines, font, style, margin)
-    glyph_image = Image.new("L", (width, height))
+    ink = np.zeros((height, width), np.uint8)
     fill = np.zeros((height, width, 3), np.float32)
     words = []
-    for text, line, letters in placed:
-        mask = Image.new("L", (width, height))
-        pen = ImageDraw.Draw(mask)
-        for letter, x, y in letters:
-            pen.text((x, y), letter, fill=255, font=font)
-        box = mask.getbbox()
-        if box is None:
+    for text, line, letters, end in placed:
+        drawn = _draw_word(letters, end, font, (width, height))
+        if drawn is None:
             return None
+        mask, box = drawn
         words.append(WordBox(text, line, box))
         colour = style.fills[int(rng.integers(len(style.fills)))]
         x1, y1, x2, y2 = box
         fill[y1 - 1 : y2 + 1, x1 - 1 : x2 + 1] = colour
-        part = Image.fromarray(np.maximum(np.asarray(glyph_image.crop(box)), np.asarray(mask.crop(box))))
-        glyph_image.paste(part, box[:2])
-    glyphs = np.asarray(glyph_image, np.float32) / 255
+        np.maximum(ink[y1:y2, x1:x2], mask, out=ink[y1:y2, x1:x2])
+    glyphs = ink.astype(np.float32) / 255
     if style.gradient is not None:
         _apply_gradient(fill, words, style.gradient)
     return Layer(*_compose(glyphs, fill, style, size), glyphs, tuple(words))
 
 
-Placed = list[tuple[str, int, list[tuple[str, float, float]]]]
+Letters = list[tuple[str, float, float]]
+Placed = list[tuple[str, int, Letters, float]]
+
+
+def _draw_word(
+    letters: Letters, end: float, font: ImageFont.FreeTypeFont, size: tuple[int, int]
+) -> tuple[np.ndarray, tuple[int, int, int, int]] | None:
+    """A word's ink, (h, w) uint8, and its box (x1, y1, x2, y2) on a layer of `size`; None when it leaves no ink.
+
+    Drawn on a canvas around the word, not on the whole layer: a page of print has a hundred words. The canvas starts
+    at a whole pixel, so that the letters fall on the same fractions of pixels.
+    """
+    reach = int(np.ceil(font.size))
+    _, x, y = letters[0]
+    left, top = max(int(x) - 2 * reach, 0), max(int(y) - reach, 0)
+    right, bottom = min(int(end) + 2 * reach, size[0]), min(int(y) + 3 * reach, size[1])
+    canvas = Image.new("L", (right - left, bottom - top))
+    pen = ImageDraw.Draw(canvas)
+    for letter, x, y in letters:
+        pen.text((x - left, y - top), letter, fill=255, font=font)
+    box = canvas.getbbox()
+    if box is None:
+        return None
+    x1, y1, x2, y2 = box
+    return np.asarray(canvas)[y1:y2, x1:x2], (x1 + left, y1 + top, x2 + left, y2 + top)
 
 
 def _place(lines: list[list[str]], font: ImageFont.FreeTypeFont, style: Style, margin: int) -> tuple[Placed, int, int]:
-    """Where each letter's pen stands: (word, line, [(letters, x, y)]), and the layer's width and height."""
+    """Where letters stand: (word, line, [(letters, x, y)], x at the end), and the layer's width and height."""
     size, gap = font.size, font.getlength(" ") + style.spacing * font.size
-    widths = []
+    lengths, widths = [], []
     for line in lines:
-        lengths = [font.getlength(word) + style.spacing * size * len(word) for word in line]
-        widths.append(sum(lengths) + gap * (len(line) - 1))
+        lengths.append([font.getlength(word) + style.spacing * size * len(word) for word in line])
+        widths.append(sum(lengths[-1]) + gap * (len(line) - 1))
     inner = max(widths)
     placed: Placed = []
     for number, line in enumerate(lines):
         share = {"left": 0.0, "centre": 0.5, "right": 1.0}[style.align]
         x = margin + share * (inner - widths[number])
         y = margin + number * style.line_height * size
-        for word in line:
+        for word, length in zip(line, lengths[number], strict=True):
             if style.spacing:
                 letters = []
                 for letter in word:
@@ -110,8 +131,8 @@ def _place(lines: list[list[str]], font: ImageFont.FreeTypeFont, style: Style, m
                     x += font.getlength(letter) + style.spacing * size
             else:
                 letters = [(word, x, y)]
-                x += font.getlength(word)
-            placed.append((word, number, letters))
+                x += length
+            placed.append((word, number, letters, x))
             x += gap
     height = int(2 * margin + (style.line_height * (len(lines) - 1) + 1.35) * size)
     return placed, int(np.ceil(inner)) + 2 * margin, height
@@ -133,8 +154,14 @@ def _compose(glyphs: np.ndarray, fill: np.ndarray, style: Style, size: float) ->
     alpha = np.zeros(glyphs.shape, np.float32)
 
     def add(mask: np.ndarray, paint: np.ndarray | Colour) -> None:
-        colour[:] = colour * (1 - mask[..., None]) + np.asarray(paint, np.float32) * mask[..., None]
-        alpha[:] = alpha * (1 - mask) + mask
+        at = extent(mask)  # margins take most of a layer
+        part, paint = mask[at], np.asarray(paint, np.float32)
+        above = paint[at] * cv2.merge([part] * 3) if paint.ndim == 3 else cv2.merge([part * tone for tone in paint])
+        rest = 1 - part
+        colour[at] *= cv2.merge([rest] * 3)
+        colour[at] += above
+        alpha[at] *= rest
+        alpha[at] += part
 
     if style.panel is not None:
         ys, xs = np.nonzero(glyphs)
@@ -142,7 +169,8 @@ def _compose(glyphs: np.ndarray, fill: np.ndarray, style: Style, size: float) ->
         panel = np.zeros(glyphs.shape, np.float32)
         panel[max(ys.min() - reach, 0) : ys.max() + reach + 1, max(xs.min() - reach, 0) : xs.max() + reach + 1] = 1
         add(panel * style.panel_opacity, style.panel)
-    outer = grow(glyphs, (style.outline + style.second_outline) * size)
+    inner = grow(glyphs, style.outline * size) if style.outline else glyphs
+    outer = grow(glyphs, (style.outline + style.second_outline) * size) if style.second_outline else inner
     if style.glow:
         blurred = cv2.GaussianBlur(grow(outer, style.glow * size / 3), (0, 0), max(style.glow * size / 2, 0.8))
         add(np.clip(1.4 * blurred, 0, 1), style.glow_colour)
@@ -155,9 +183,18 @@ def _compose(glyphs: np.ndarray, fill: np.ndarray, style: Style, size: float) ->
     if style.second_outline:
         add(outer, style.second_colour)
     if style.outline:
-        add(grow(glyphs, style.outline * size), style.outline_colour)
+        add(inner, style.outline_colour)
     add(glyphs, fill)
     return colour, alpha
+
+
+def extent(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of a mask (H, W) that hold all that is not zero."""
+    rows = np.flatnonzero(mask.any(1))
+    if not rows.size:
+        return slice(0, 0), slice(0, 0)
+    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def grow(mask: np.ndarray, radius: float) -> np.ndarray:

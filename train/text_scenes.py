@@ -6,6 +6,7 @@ a quadrilateral (top left, top right; bottom left, bottom right), with more the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from train.fonts import faces_for
-from train.text_layers import Layer, draw_layer
+from train.text_layers import Box, Layer, WordBox, draw_layer, extent
 from train.text_looks import KINDS, SCRIPTS, Look, draw_look
 from train.text_words import draw_word
 
@@ -103,16 +104,20 @@ def _add_block(
     if written is None:
         return
     layer, script = written
+    seen = layer.alpha > 0.02
+    whole, seen = np.count_nonzero(seen), seen.astype(np.float32)
     for _ in range(6):
         warp = Warp.draw(layer, look, (width, height), options.cut, rng)
-        place = warp.apply((layer.alpha > 0.02).astype(np.float32), (width, height)) > 0.01
-        inside = place.sum() / max((layer.alpha > 0.02).sum() * warp.area_scale, 1)
+        place = warp.apply(seen, (width, height)) > 0.01
+        inside = np.count_nonzero(place) / max(whole * warp.area_scale, 1)
         if inside > 0.5 and not (place & ~free).any():
             break
     else:
         return
-    alpha = warp.apply(layer.alpha, (width, height))[..., None]
-    canvas[:] = canvas * (1 - alpha) + warp.apply(layer.colour, (width, height))
+    alpha = warp.apply(layer.alpha, (width, height))
+    at = extent(alpha)
+    canvas[at] *= cv2.merge([1 - alpha[at]] * 3)
+    canvas[at] += warp.apply(layer.colour, (width, height))[at]
     scene.strokes |= warp.apply(layer.glyphs, (width, height)) > 0.5
     reach = np.ones((9, 9), np.uint8)
     free &= cv2.dilate(place.astype(np.uint8), reach) == 0
@@ -154,6 +159,7 @@ class Warp:
     sag: float  # px, of the middle
     width: int  # of the layer
     area_scale: float = 1.0
+    _maps: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def draw(cls, layer: Layer, look: Look, size: tuple[int, int], cut: float, rng: np.random.Generator) -> Warp:
@@ -180,20 +186,18 @@ class Warp:
         """(H, W) or (H, W, 3) float32 of the layer -> the scene, zero outside."""
         if not self.sag:
             return cv2.warpPerspective(image, self.matrix, size, flags=cv2.INTER_LINEAR)
-        y, x = np.mgrid[: size[1], : size[0]].astype(np.float32)
-        u, v = _project(np.linalg.inv(self.matrix), x, y)
-        v = v - self._bend(u)
-        return cv2.remap(image, u.astype(np.float32), v.astype(np.float32), cv2.INTER_LINEAR)
+        if size not in self._maps:  # the same for the four images of a layer
+            y, x = np.mgrid[: size[1], : size[0]].astype(np.float32)
+            u, v = _project(np.linalg.inv(self.matrix), x, y)
+            self._maps[size] = u.astype(np.float32), (v - self._bend(u)).astype(np.float32)
+        return cv2.remap(image, *self._maps[size], cv2.INTER_LINEAR)
 
-    def strip(self, box: tuple[float, float, float, float]) -> np.ndarray:
-        """A box of the layer -> (2, K, 2) in the scene."""
-        x1, y1, x2, y2 = box
-        x = np.linspace(x1, x2, STRIP_POINTS if self.sag else 2) - 0.5
-        rows = []
-        for edge in (y1, y2):
-            u, v = _project(self.matrix, x, edge - 0.5 + self._bend(x))
-            rows.append(np.stack([u, v], -1) + 0.5)
-        return np.stack(rows)
+    def strips(self, boxes: Sequence[Box]) -> np.ndarray:
+        """N boxes of the layer -> (N, 2, K, 2) in the scene."""
+        x1, y1, x2, y2 = np.asarray(boxes, np.float64).T
+        x = np.linspace(x1, x2, STRIP_POINTS if self.sag else 2, axis=-1)[:, None] - 0.5
+        edges = np.stack([y1, y2], -1)[..., None]
+        return np.stack(_project(self.matrix, x, edges - 0.5 + self._bend(x)), -1) + 0.5
 
 
 def _project(matrix: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -208,45 +212,43 @@ def _describe(scene: Scene, layer: Layer, script: str, warp: Warp) -> None:
     """Append the words, lines and block of a layer; what lies outside the picture altogether is left out."""
     height, width = scene.strokes.shape
     block, first_line = len(scene.blocks), 1 + max((line.line for line in scene.lines), default=-1)
-    kept_lines = []
-    for number in sorted({word.line for word in layer.words}):
-        row = [word for word in layer.words if word.line == number]
-        kept = []
-        for word in row:
-            strip = warp.strip(word.box)
-            if _visible_share(strip, width, height) > 0.3:
-                kept.append(word)
-                legible = short_side(strip) >= MIN_LEGIBLE_PX
-                scene.words.append(Written(word.text, script, strip, first_line + number, block, legible))
-        if kept:
-            strip = warp.strip(_union([word.box for word in kept]))
-            legible = short_side(strip) >= MIN_LEGIBLE_PX
-            text = " ".join(word.text for word in kept)
-            scene.lines.append(Written(text, script, strip, first_line + number, block, legible))
-            kept_lines.append((_union([word.box for word in kept]), text))
-    if kept_lines:
-        box = _union([box for box, _ in kept_lines])
-        scene.blocks.append(Written("\n".join(text for _, text in kept_lines), script, warp.strip(box), -1, block))
+    strips = warp.strips([word.box for word in layer.words])
+    visible, legible = _visible_shares(strips, width, height) > 0.3, short_side(strips) >= MIN_LEGIBLE_PX
+    rows: dict[int, list[WordBox]] = {}
+    for i in np.flatnonzero(visible):
+        word = layer.words[i]
+        rows.setdefault(word.line, []).append(word)
+        scene.words.append(Written(word.text, script, strips[i], first_line + word.line, block, bool(legible[i])))
+    if not rows:
+        return
+    boxes = {number: _union([word.box for word in row]) for number, row in rows.items()}
+    texts = {number: " ".join(word.text for word in row) for number, row in rows.items()}
+    *line_strips, strip = warp.strips([*boxes.values(), _union(list(boxes.values()))])
+    for number, line_strip in zip(rows, line_strips, strict=True):
+        enough = bool(short_side(line_strip) >= MIN_LEGIBLE_PX)
+        scene.lines.append(Written(texts[number], script, line_strip, first_line + number, block, enough))
+    scene.blocks.append(Written("\n".join(texts.values()), script, strip, -1, block))
 
 
-def _union(boxes: list[tuple[float, float, float, float]]) -> tuple[float, float, float, float]:
+def _union(boxes: Sequence[Box]) -> Box:
     every = np.asarray(boxes)
     return (*every[:, :2].min(0), *every[:, 2:].max(0))
 
 
-def _visible_share(strip: np.ndarray, width: int, height: int) -> float:
-    polygon = np.concatenate([strip[0], strip[1][::-1]]).astype(np.float32)
-    whole = abs(cv2.contourArea(polygon))
-    low, high = polygon.min(0), polygon.max(0)
-    seen = np.clip(np.minimum(high, [width, height]) - np.maximum(low, 0), 0, None).prod()
-    return float(seen / max((high - low).prod(), 1e-6)) if whole > 1 else 0.0
+def _visible_shares(strips: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Shares (N,) of the strips' (N, 2, K, 2) boxes that lie in the picture; 0 of what is no larger than a pixel."""
+    polygons = np.concatenate([strips[:, 0], strips[:, 1, ::-1]], axis=1).astype(np.float32)
+    low, high = polygons.min(1), polygons.max(1)
+    seen = np.clip(np.minimum(high, [width, height]) - np.maximum(low, 0), 0, None).prod(-1)
+    large = np.array([abs(cv2.contourArea(polygon)) > 1 for polygon in polygons])
+    return np.where(large, seen / np.maximum((high - low).prod(-1), 1e-6), 0)
 
 
-def short_side(strip: np.ndarray) -> float:
-    """The shorter of a strip's mean height and mean length, px."""
-    tall = np.linalg.norm(strip[1] - strip[0], axis=-1).mean()
-    long = np.linalg.norm(np.diff(strip.mean(0), axis=0), axis=-1).sum()
-    return float(min(tall, long))
+def short_side(strips: np.ndarray) -> np.ndarray:
+    """The shorter of the mean height and the mean length of strips (..., 2, K, 2): (...) px."""
+    tall = np.linalg.norm(strips[..., 1, :, :] - strips[..., 0, :, :], axis=-1).mean(-1)
+    long = np.linalg.norm(np.diff(strips.mean(-3), axis=-2), axis=-1).sum(-1)
+    return np.minimum(tall, long)
 
 
 def degrade(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -27,6 +27,9 @@ def core(strip: np.ndarray, inset: float = INSET) -> np.ndarray:
     distance = inset * min(length, height)
     across, along = distance / max(height, 1e-6), distance / max(length, 1e-6)
     rows = np.stack([strip[0] + across * (strip[1] - strip[0]), strip[1] + across * (strip[0] - strip[1])])
+    if len(steps) == 1:  # a quadrilateral: no corner between the ends
+        first, last = rows[:, 0], rows[:, 1]
+        return np.stack([first + along * (last - first), first + (1 - along) * (last - first)], axis=1)
     at = np.concatenate([[0.0], np.cumsum(steps)]) / max(length, 1e-6)
     wanted = np.concatenate([[along], at[(at > along) & (at < 1 - along)], [1 - along]])
     return np.stack([np.stack([np.interp(wanted, at, row[:, axis]) for axis in (0, 1)], axis=-1) for row in rows])
@@ -38,13 +41,25 @@ def fill(strips: Sequence[np.ndarray], size: tuple[int, int], stride: int = 4, s
     Args:
         size: (width, height) px.
     """
-    width, height = size[0] // stride * samples, size[1] // stride * samples
-    canvas = np.zeros((height, width), np.uint8)
-    for strip in strips:
-        polygon = np.concatenate([strip[0], strip[1][::-1]]) * samples / stride - 0.5
-        cv2.fillPoly(canvas, [np.round(polygon * 16).astype(np.int32)], 255, cv2.LINE_8, shift=4)
-    small = cv2.resize(canvas, (width // samples, height // samples), interpolation=cv2.INTER_AREA)
-    return small.astype(np.float32) / 255
+    cells = np.zeros((size[1] // stride, size[0] // stride), np.float32)
+    if not strips or not cells.size:
+        return cells
+    polygons = [np.concatenate([strip[0], strip[1][::-1]]) * samples / stride - 0.5 for strip in strips]
+    corners = [(polygon.min(0), polygon.max(0)) for polygon in polygons]
+    # Only the cells around the strips are drawn, with one to spare on each side, so that no outline is cut anew.
+    low = np.floor(np.min([low for low, _ in corners], axis=0) / samples).astype(int) - 1
+    high = np.ceil(np.max([high for _, high in corners], axis=0) / samples).astype(int) + 2
+    low, high = low.clip(0, cells.shape[::-1]), high.clip(0, cells.shape[::-1])
+    wide, tall = high - low
+    if not wide * tall:
+        return cells
+    canvas = np.zeros((tall * samples, wide * samples), np.uint8)
+    for polygon in polygons:
+        points = np.round(polygon * 16).astype(np.int32) - (low * samples * 16).astype(np.int32)
+        cv2.fillPoly(canvas, [points], 255, cv2.LINE_8, shift=4)
+    small = cv2.resize(canvas, (int(wide), int(tall)), interpolation=cv2.INTER_AREA)
+    cells[low[1] : high[1], low[0] : high[0]] = small.astype(np.float32) / 255
+    return cells
 
 
 def level_masks(scene: Scene) -> dict[str, np.ndarray]:
