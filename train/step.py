@@ -355,7 +355,7 @@ class TextSamStep(nn.Module):
         others = [name for name in names if name not in present]
         names = sorted(present) + others[:: max(1, len(others) // MAP_ABSENTEES)]
         device = image.image_embeddings.device
-        logits = self.model.text_similarity(image, self.texts_of(names).to(device))
+        logits = self.model.text_similarity(image, self.texts_of(names).to(device)).float()
         size = logits.shape[-2:]
         column = {name: q for q, name in enumerate(names)}
         shown = [(b, name) for b, sample in enumerate(samples) for name in sample.present]

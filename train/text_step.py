@@ -187,7 +187,7 @@ class WrittenTextStep(nn.Module):
         Args:
             levels: (B, 5, S/4, S/4) masks. known: (B, 5) bool.
         """
-        logits: Tensor = self.model.text_similarity(image, self.level_embeddings)  # type: ignore[assignment]
+        logits = self.model.text_similarity(image, self.level_embeddings).float()  # type: ignore[union-attr]
         size = logits.shape[-2:]
         targets = F.adaptive_avg_pool2d(levels, size)
         weights = F.adaptive_avg_pool2d(torch.stack([sample.weights for sample in samples])[:, None], size)
