@@ -133,7 +133,8 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
     if not args.photos and not args.words:
         raise ValueError("there is no text to train on: give --photos (synthetic text), --words, or both")
     transcripts = encoder.encode if args.transcripts and vocabulary is None else None
-    step = WrittenTextStep(model, levels, objects, transcripts=transcripts)
+    fixed = torch.cuda.is_available()
+    step = WrittenTextStep(model, levels, objects, transcripts=transcripts, fixed_count=fixed)
     return step, MixedSamples(sets, options.batch_size, length), options
 
 

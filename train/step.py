@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,8 @@ class EmbeddingTable:
         return centred[self.distractors] @ centred.T
 
 
+OBJECTS_PER_PICTURE = 4
+FIRST_PROMPTS = {"box": 0.25, "text_box": 0.2, "point": 0.25, "text_point": 0.3}
 SYNONYM = 0.38  # cosine of two centred names over which one may be said of the other's pictures ("cat", "animal")
 
 
@@ -82,6 +85,8 @@ class TextSamStep(nn.Module):
         model: what is trained.
         table: CLIP embeddings of names and crops.
         rounds: decoder rounds for geometry, the first included.
+        fixed_count: as many prompts in every step, whatever the pictures hold: a GPU's libraries take about a second to
+            plan for a new shape.
         queries: names asked of each picture: one that is there, the others not.
         distractors: absent names of each picture from outside its data set's list, for the maps and the whole image.
         crop_share: how often a prompt is the crop's embedding rather than the name's, where both are known.
@@ -96,6 +101,7 @@ class TextSamStep(nn.Module):
         table: EmbeddingTable,
         *,
         rounds: int = 2,
+        fixed_count: bool = False,
         queries: int = 3,
         distractors: int = 12,
         crop_share: float = 0.5,
@@ -105,7 +111,7 @@ class TextSamStep(nn.Module):
         super().__init__()
         self.model, self.table = model, table
         self.rounds, self.queries, self.crop_share, self.noise = rounds, queries, crop_share, noise
-        self.distractors = distractors
+        self.distractors, self.fixed_count = distractors, fixed_count
         self.loss_weights = loss_weights or LossWeights()
 
     def forward(self, samples: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
@@ -117,7 +123,8 @@ class TextSamStep(nn.Module):
         image = self.model.encode_image(pixels)
         results: dict[str, Tensor] = {}
         objects, known = self._objects(samples, generator)
-        for kind, rows in _first_prompts(known, generator).items():
+        count = OBJECTS_PER_PICTURE * len(samples) if self.fixed_count else None
+        for kind, rows in _first_prompts(known, count, generator).items():
             if len(rows):
                 self._geometry(image, objects.take(rows.to(device)), kind, generator, results)
         absent = [self._absent(sample, generator) for sample in samples]
@@ -264,6 +271,8 @@ class TextSamStep(nn.Module):
         asked = [(b, name) for b, names in enumerate(queries) for name in names]
         if not asked:
             return
+        if self.fixed_count:
+            asked = list(islice(cycle(asked), self.queries * len(samples)))
         device, nothing = image.image_embeddings.device, torch.zeros_like(samples[0].weights)
         crops = [dict(zip(sample.names.tolist(), sample.keys, strict=True)) for sample in samples]
         text = torch.stack([self.text_of(name, crops[b].get(name), generator) for b, name in asked])
@@ -388,12 +397,22 @@ MAP_ABSENTEES = 32
 RIVALS = 16  # absent names among which the hardest is looked for; more would find what is only not annotated
 
 
-def _first_prompts(has_text: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+def _first_prompts(has_text: Tensor, count: int | None, generator: torch.Generator) -> dict[str, Tensor]:
     """Box or point with about equal probability; half of them come with text where it is known. Rows of each kind.
 
     Args:
         has_text: (N,) bool.
+        count: of all rows together, by shares that are the same in every step; None: each instance once, by chance.
     """
+    if count is not None:
+        every = torch.arange(len(has_text))
+        parts = {}
+        for kind, share in FIRST_PROMPTS.items():
+            rows = every[has_text] if "text" in kind else every
+            rows = rows[torch.randperm(len(rows), generator=generator)]
+            wanted = round(share * count)
+            parts[kind] = rows.repeat(-(-wanted // max(len(rows), 1)))[:wanted]
+        return parts
     draw = torch.rand(len(has_text), generator=generator)
     box, with_text = draw < 0.45, has_text & ((draw < 0.2) | (draw >= 0.7))
     kinds = {

@@ -35,6 +35,7 @@ class WrittenTextStep(nn.Module):
         transcripts: texts to (N, D) embeddings, by a CLIP that reads any text; None: words are never asked for by what
             they say. Other places that say the same are taken for background.
         queries: levels asked of each picture.
+        fixed_count: as many masks in every step, as in `TextSamStep`.
         noise: standard deviation of Gaussian noise on each embedding, times its length.
     """
 
@@ -48,12 +49,13 @@ class WrittenTextStep(nn.Module):
         *,
         transcripts: Callable[[list[str]], Tensor] | None = None,
         queries: int = 3,
+        fixed_count: bool = False,
         noise: float = 0.1,
         loss_weights: LossWeights | None = None,
     ) -> None:
         super().__init__()
         self.model, self.objects, self.transcripts = model, objects, transcripts
-        self.queries, self.noise = queries, noise
+        self.queries, self.noise, self.fixed_count = queries, noise, fixed_count
         self.loss_weights = loss_weights or LossWeights()
         self.register_buffer("level_embeddings", level_embeddings, persistent=False)
 
@@ -119,6 +121,8 @@ class WrittenTextStep(nn.Module):
         results["_presence"] = ((out.presence_logits > 0) == there).float().mean()
         strokes = torch.nonzero((asked == STROKE) & there)[:, 0]
         if len(strokes) and self.model.config.fine_masks:
+            if self.fixed_count:
+                strokes = strokes.repeat(-(-len(samples) // len(strokes)))[: len(samples)]
             self._fine(image, samples, out.low_res_logits[strokes], index[strokes], results)
 
     def _draw(self, sample: TextSample, written: bool, generator: torch.Generator) -> list[int]:
@@ -129,7 +133,7 @@ class WrittenTextStep(nn.Module):
         order = torch.randperm(len(rest), generator=generator).tolist()
         every = first + [rest[i] for i in order]
         if not written:
-            return [known[i] for i in torch.randperm(len(known), generator=generator)[:2].tolist()]
+            return [known[i] for i in torch.randperm(len(known), generator=generator)[: self.queries].tolist()]
         return every[: self.queries]
 
     def _stress(self, asked: Tensor, targets: Tensor, words: Tensor) -> Tensor:

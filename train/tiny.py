@@ -107,7 +107,7 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
         length=options.steps * options.batch_size * 64,
     )
     table = EmbeddingTable(embeddings, crops, torch.tensor(draw_from(names)), embeddings.mean(0))
-    step = TextSamStep(model, table, rounds=args.rounds)
+    step = TextSamStep(model, table, rounds=args.rounds, fixed_count=torch.cuda.is_available())
     return step, data, options
 
 
