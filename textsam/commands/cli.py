@@ -264,7 +264,9 @@ def crops(
 
 @app.command()
 def bench(
-    size: Annotated[str, typer.Option(help="b, l, h, tiny (which only shows that the command works), or on a GPU all.")] = "b",
+    size: Annotated[
+        str, typer.Option(help="b, l, h, tiny (which only shows that the command works), or on a GPU all.")
+    ] = "b",
     rounds: Annotated[int, typer.Option(min=1, help="Timed pairs of runs, after one warm-up each.")] = 5,
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0: as torch chooses.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
