@@ -1,8 +1,8 @@
 """Speed beside transformers' `SamModel`: same random weights, same process, outputs compared.
 
 Runs alternate (ours, theirs, ours, ...), so that a busy machine slows both alike; ratios are of the minima. "generate"
-is everything after the image encoder. GPUs are measured by `bench_gpu`. Theirs is the released order of steps on transformers' decoder: all masks are
-upscaled to the photo, then scored, filtered, and run-length encoded, then suppressed.
+is everything after the image encoder. Theirs is the released order of steps on transformers' decoder: all masks are
+upscaled to the photo, then scored, filtered, and run-length encoded, then suppressed. GPUs: see `bench_gpu`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def run(
     """Measure against transformers' `SamModel` on random weights, print the table, write the figures.
 
     Args:
-        size: "b", "l", "h" or "tiny"; on a GPU also "all", largest first. rounds: timed pairs of runs. threads: 0 leaves torch's choice.
+        size: "b", "l", "h" or "tiny"; on a GPU also "all", largest first. rounds: timed pairs of runs.
+        threads: 0 leaves torch's choice.
         dtype: "float32", "bfloat16" or "all", which is both where the CPU has bfloat16.
         work: "encoder", "decoder", "generate", "tiny" (latency of the embedded model) or "all".
         out: a JSON file.

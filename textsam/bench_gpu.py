@@ -42,7 +42,7 @@ class GpuRow:
 
     Attributes:
         size, work, dtype: what was done. way: "eager", "compiled", ... count: images or prompts of a call.
-        ours_s, theirs_s: seconds of a call, one per sample; empty where a side was left out.
+        ours_s, theirs_s: seconds of a call, one per sample; empty where a side was left out or only compared.
         ours_per_s, theirs_per_s: images or prompts per second, by the fastest sample.
         ratio: theirs over ours, of the fastest samples.
         difference, their_difference: float32: largest difference of the two outputs over the largest value, or for
@@ -131,7 +131,6 @@ def run_gpu(
         rounds: timed samples of each side. budget: seconds after which no further row is begun.
     """
     torch.backends.cudnn.allow_tf32 = False  # what is called float32 is float32, on both sides
-    torch.backends.cuda.matmul.allow_tf32 = False
     torch._dynamo.config.recompile_limit = 64  # sizes and batches are many; at the limit blocks would run eagerly
     record = Record(device, out, budget, rounds, console)
     for number, size in enumerate(sizes):
@@ -185,12 +184,12 @@ def _measure_size(record: Record, size: str, full: bool) -> None:
     _row(record, pair, "encoder", "eager", 1, pair.encoder(1), samples=1)
     _row(record, pair, "decoder", "eager", 64, pair.decoder(64), samples=1)
     if full:
-        _row(record, pair, "generate", "eager", 1, pair.generate, samples=1)
+        _row(record, pair, "generate", "eager", 1, pair.generate, samples=0)
     pair.to(torch.bfloat16)
     _row(record, pair, "encoder", "eager", 1, pair.encoder(1))
     _row(record, pair, "encoder", "eager", _BATCH, pair.encoder(_BATCH))
     if full:
-        _row(record, pair, "generate", "eager", 1, pair.generate, samples=min(record.rounds, 2))
+        _row(record, pair, "generate", "eager", 1, pair.generate, samples=1)
     for count in (64, 1):
         _row(record, pair, "decoder", "eager", count, pair.decoder(count))
     for blocks in pair.blocks():
@@ -229,15 +228,14 @@ def _row(
         outputs = [job() for job in both]
         _wait(record.device)
         ready = time.perf_counter() - start
-        megabytes = [peak_mb(job, record.device)[1] for job in both]
         differences = _differences(pair, f"{work} {count}", dtype, outputs)
         del outputs
-        times = _sample(both, record.rounds if samples is None else samples, record.device)
+        megabytes, times = _cost(both, record.rounds if samples is None else samples, record.device)
         if theirs is None:
             times.append([])
             megabytes.append(None)
         per_s = [count / min(x) if x else None for x in times]
-        ratio = min(times[1]) / min(times[0]) if times[1] else None
+        ratio = min(times[1]) / min(times[0]) if times[0] and times[1] else None
         record.add(
             GpuRow(pair.size, work, way, dtype, count, *times, *per_s, ratio, *differences, *megabytes, ready)  # type: ignore[arg-type, call-arg]
         )
@@ -262,14 +260,14 @@ def _differences(pair: _Pair, key: str, dtype: str, outputs: list[Any]) -> tuple
     return rms[0], rms[1] if len(rms) == 2 else None
 
 
-def _sample(jobs: list[Job], samples: int, device: torch.device) -> list[list[float]]:
-    """Seconds of a call of each job, samples of the jobs in turn."""
+def _cost(jobs: list[Job], samples: int, device: torch.device) -> tuple[list[float | None], list[list[float]]]:
+    """Peak megabytes, and seconds of a call, of each job that has run before; samples of the jobs in turn."""
+    megabytes: list[float | None] = []
     calls = []
-    for job in jobs:
+    for job in jobs if samples else []:
         start = time.perf_counter()
-        job()
-        _wait(device)
-        calls.append(max(round(_SAMPLE_SECONDS / max(time.perf_counter() - start, 1e-6)), 1))
+        megabytes.append(peak_mb(job, device)[1])
+        calls.append(max(round(_SAMPLE_SECONDS / (time.perf_counter() - start)), 1))
     seconds: list[list[float]] = [[] for _ in jobs]
     for _ in range(samples):
         for job, repeats, found in zip(jobs, calls, seconds, strict=True):
@@ -279,7 +277,7 @@ def _sample(jobs: list[Job], samples: int, device: torch.device) -> list[list[fl
                 job()
             _wait(device)
             found.append((time.perf_counter() - start) / repeats)
-    return seconds
+    return megabytes or [None] * len(jobs), seconds
 
 
 def _wait(device: torch.device) -> None:

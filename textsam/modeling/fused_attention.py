@@ -16,14 +16,25 @@ Source of the loop over blocks of keys: Dao 2023, *FlashAttention-2*. Without gr
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
-_QUERIES = 128  # of a program
-_WINDOW_KEYS = 64  # of a step, in windows
+
+class Tiles(NamedTuple):
+    """Queries of a program and its warps; keys of a step (0: an image row) and the steps that are loaded ahead."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+WINDOW_TILES = Tiles(128, 64, 8, 2)
+GRID_TILES = Tiles(128, 0, 8, 3)
 _LONGEST_WINDOW = 16  # rows or columns that the one-hot vectors have room for
 
 
@@ -72,14 +83,14 @@ def attend(qkv: Tensor, padding: Tensor, tables: Tensor, window: int, heads: int
     side_h, side_w = (window, window) if window else (h, w)
     products = _products(qkv, tables, heads)
     out = qkv.new_empty(b, h, w, channels)
-    grid = (triton.cdiv(side_h * side_w, _QUERIES), heads, b * down * across)
+    tiles = WINDOW_TILES if window else GRID_TILES
+    grid = (triton.cdiv(side_h * side_w, tiles.queries), heads, b * down * across)
     _attend[grid](
         qkv, padding.contiguous(), products, out,
         b * h * w, h, w, down * across, across, products.shape[2], head_dim**-0.5,
         CHANNELS=channels, D=head_dim, WIDE=wide, NARROW=narrow, SIDE_H=side_h, SIDE_W=side_w,
         WINDOWED=window > 0, HOT=_LONGEST_WINDOW,
-        QUERIES=_QUERIES, KEYS=_WINDOW_KEYS if window else w,
-        num_warps=8, num_stages=2 if window else 3,
+        QUERIES=tiles.queries, KEYS=tiles.keys or w, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return out
 
