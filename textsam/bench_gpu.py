@@ -133,14 +133,14 @@ def run_gpu(
     torch.backends.cudnn.allow_tf32 = False  # what is called float32 is float32, on both sides
     torch._dynamo.config.recompile_limit = 64  # sizes and batches are many; at the limit blocks would run eagerly
     record = Record(device, out, budget, rounds, console)
-    for number, size in enumerate(sizes):
-        if record.has_time(f"ViT-{size.upper()}"):
-            with record.guard(f"ViT-{size.upper()}"), torch.inference_mode():
-                _measure_size(record, size, full=number == 0)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        torch.compiler.reset()
+    stages = (_measure_first, _measure_later)
+    for stage in stages:
+        for number, size in enumerate(sizes):
+            name = f"ViT-{size.upper()}{', compiled' if stage is _measure_later else ''}"
+            if record.has_time(name):
+                with record.guard(name), torch.inference_mode():
+                    stage(record, size, number == 0)
+                _forget(device)
     console.print(table_of_gpu(record.rows, record._machine["device"] or ""))
     console.print(f"Figures: {out}")
 
@@ -178,8 +178,8 @@ class _Pair:
         return list(self.ours.image_encoder.blocks), list(self.theirs.vision_encoder.layers)  # type: ignore[arg-type]
 
 
-def _measure_size(record: Record, size: str, full: bool) -> None:
-    """The rows of one size, in order of interest; `full`: also what does not depend on the size, or takes long."""
+def _measure_first(record: Record, size: str, full: bool) -> None:
+    """What is asked for first of one size; `full`: also what does not depend on the size, and the compiled encoder."""
     pair = _Pair(size, record.device)
     _row(record, pair, "encoder", "eager", 1, pair.encoder(1), samples=1)
     _row(record, pair, "decoder", "eager", 64, pair.decoder(64), samples=1)
@@ -192,19 +192,43 @@ def _measure_size(record: Record, size: str, full: bool) -> None:
         _row(record, pair, "generate", "eager", 1, pair.generate, samples=1)
     for count in (64, 1):
         _row(record, pair, "decoder", "eager", count, pair.decoder(count))
-    for blocks in pair.blocks():
-        for block in blocks:
-            block.compile(dynamic=False)
-    _row(record, pair, "encoder", "compiled", 1, pair.encoder(1))
-    _row(record, pair, "encoder", "CUDA graph", 1, lambda: (_captured(pair.encoder(1)[0], record.device), None))
+    if full:
+        _measure_compiled(record, pair)
+
+
+def _measure_later(record: Record, size: str, full: bool) -> None:
+    """What takes long to compile: other sizes, the batch, and for the first size the encoder in one piece."""
+    pair = _Pair(size, record.device)
+    pair.to(torch.bfloat16)
+    if not full:
+        _measure_compiled(record, pair)
+    _compile(pair.blocks())
     _row(record, pair, "encoder", "compiled", _BATCH, pair.encoder(_BATCH))
-    if full and record.has_time("encoder, compiled whole"):
+    if full:
         for blocks in pair.blocks():
             for block in blocks:
                 block._compiled_call_impl = None
-        for encoder in (pair.theirs.vision_encoder, pair.ours.image_encoder):
-            encoder.compile(dynamic=False)
+        _compile(([pair.ours.image_encoder], [pair.theirs.vision_encoder]))
         _row(record, pair, "encoder", "compiled whole", 1, pair.encoder(1))
+
+
+def _measure_compiled(record: Record, pair: _Pair) -> None:
+    _compile(pair.blocks())
+    _row(record, pair, "encoder", "compiled", 1, pair.encoder(1))
+    _row(record, pair, "encoder", "CUDA graph", 1, lambda: (_captured(pair.encoder(1)[0], record.device), None))
+
+
+def _compile(modules: tuple[list[nn.Module], list[nn.Module]]) -> None:
+    for module in modules[0] + modules[1]:
+        module.compile(dynamic=False)
+
+
+def _forget(device: torch.device) -> None:
+    """Models, what was compiled for them, and their memory."""
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _row(

@@ -104,7 +104,7 @@ def _products(qkv: Tensor, tables: Tensor, heads: int) -> Tensor:
 
 
 @triton.jit
-def _attend(
+def _attend(  # type: ignore[no-untyped-def]
     qkv, padding, products, out,
     tokens, h, w, windows, across, offsets, scale,
     CHANNELS: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, NARROW: tl.constexpr,
