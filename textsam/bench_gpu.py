@@ -90,7 +90,7 @@ class Record:
             yield
         except Exception:  # noqa: BLE001 (whatever it is, the other rows count)
             self.failures.append({"row": name, "traceback": traceback.format_exc()})
-            self.console.print(f"{name}: failed\n{traceback.format_exc()}", markup=False, soft_wrap=True)
+            self.console.print(f"{name}: failed\n{traceback.format_exc()[-1500:]}", markup=False, soft_wrap=True)
         self.write()
 
     def has_time(self, name: str) -> bool:
