@@ -13,10 +13,12 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 import textsam.prompting.automatic
-from textsam.files.rle import decode_mask
+from textsam.files.rle import encode_mask
+from textsam.prompting import mask_scoring
 from textsam.prompting.automatic import AutomaticMasks, box_nms, generate, remove_small_regions
 from textsam.prompting.automatic_options import AutomaticOptions, crop_boxes
-from textsam.prompting.mask_scoring import _upscaled_photos, score_masks
+from textsam.prompting.device_scoring import encode_masks
+from textsam.prompting.mask_scoring import Place, _score_on_device, score_masks
 from textsam.prompting.transforms import ImageGeometry, postprocess_masks
 
 pytestmark = pytest.mark.usefixtures("way")
@@ -98,18 +100,35 @@ def test_masks_of_the_released_order(size_hw: tuple[int, int], options: Automati
         assert stability == pytest.approx(r_stability, abs=1e-7)
 
 
-@pytest.mark.parametrize("size_hw", [(128, 128), (70, 100)])
-def test_other_devices_give_the_same(size_hw: tuple[int, int]) -> None:
-    """The way through whole photos, which other devices take, run on the CPU."""
+@pytest.mark.parametrize("size_hw", [(128, 128), (70, 100), (300, 200)])
+@pytest.mark.parametrize(("least", "threshold", "budget"), [(0.0, 0.0, 1), (0.6, 0.25, 10**9)])
+def test_other_devices_give_the_same(
+    size_hw: tuple[int, int], least: float, threshold: float, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way through whole photos, which other devices take, run on the CPU; one photo at a time, or all."""
+    monkeypatch.setattr(mask_scoring, "_BATCH_BUDGET", budget)
     geometry = ImageGeometry.of(size_hw, SIDE)
-    logits = blobs(torch.rand(4, 2, generator=torch.Generator().manual_seed(0)) * SIDE)[0].flatten(0, 1)
-    full = postprocess_masks(logits[:, None], geometry)[:, 0].numpy()
-    by_index = {mask.index: mask for mask in score_masks(logits, geometry, 0.0, 1.0)}
-    for index, top, left, levels in _upscaled_photos(logits, geometry, 0.0, 1.0):
-        assert (top, left) == (0, 0)
-        for threshold in (-1.0, 0.0, 1.0):
-            assert np.array_equal(levels > threshold, full[index] > threshold)
-        assert np.array_equal(decode_mask(by_index[index].rle()), full[index] > 0)
+    logits = blobs(torch.rand(6, 2, generator=torch.Generator().manual_seed(0)) * SIDE)[0].flatten(0, 1)
+    logits = torch.cat([logits, torch.full((1, 32, 32), -5.0), torch.full((1, 32, 32), 5.0)])  # nothing, everything
+    for place in (Place(size_hw), Place((size_hw[0] + 9, size_hw[1] + 5), left=2, top=3)):
+        expected = score_masks(logits, geometry, least, 1.0, threshold, place)
+        found = _score_on_device(logits, geometry, least, 1.0, threshold, place)
+        assert len(found) == len(expected) > 3
+        for mask, other in zip(found, expected, strict=True):
+            assert (mask.index, mask.stability, mask.box_xyxy) == (other.index, other.stability, other.box_xyxy)
+            assert mask.rle() == other.rle()
+
+
+def test_codes_of_many_masks() -> None:
+    """Equal to COCO's own, whatever the length and number of runs."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(7, 23, 37, generator=generator)
+    masks = noise < torch.tensor([0.0, 0.02, 0.3, 0.5, 0.9, 0.99, 1.1])[:, None, None]
+    assert encode_masks(masks) == [encode_mask(mask)["counts"] for mask in masks.numpy()]
+    assert encode_masks(masks[:0]) == []
+    wide = torch.zeros(2, 1500, 1500, dtype=torch.bool)
+    wide[0, 700:, 3] = wide[1, :, 1400:] = wide[1, 5, 5] = True  # runs of four and five digits, and their differences
+    assert encode_masks(wide) == [encode_mask(mask)["counts"] for mask in wide.numpy()]
 
 
 @pytest.mark.usefixtures("blob_decoder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from textsam import bench_gpu
 from textsam.bench import run
 from textsam.bench_memory import peak_mb
 
@@ -101,3 +103,75 @@ def test_peak_memory() -> None:
     result, megabytes = peak_mb(job, torch.device("cpu"))
     assert result == 40_000_000
     assert megabytes is None or 30 < megabytes < 100
+
+
+def test_gpu_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of a GPU, on the CPU and without the compiler: a failing row does not keep the others from running."""
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *args, **kwargs: None)
+    path = tmp_path / "figures.json"
+    console = Console(record=True, width=250, file=StringIO())
+    original = bench_gpu.generate_job
+    monkeypatch.setattr(
+        bench_gpu, "generate_job", lambda *args: 1 / 0 if args[2].dtype == torch.bfloat16 else original(*args)
+    )
+    bench_gpu.run_gpu(["tiny"], 2, torch.device("cpu"), 600, path, console)
+    figures = json.loads(path.read_text())
+    rows = {(row["work"], row["way"], row["dtype"], row["count"]): row for row in figures["rows"]}
+    assert [failure["row"] for failure in figures["failures"]] == ["ViT-TINY generate, eager, bfloat16, x 1"]
+    assert "ZeroDivisionError" in figures["failures"][0]["traceback"]
+    assert len(rows) == 11
+    for key in (("encoder", "eager", "float32", 1), ("decoder", "eager", "float32", 64)):
+        assert 0 < rows[key]["difference"] < 1e-4
+    assert rows["generate", "eager", "float32", 1]["difference"] < 1e-3
+    assert rows["generate", "eager", "float32", 1]["ours_s"] == []
+    low = rows["encoder", "compiled", "bfloat16", 1]
+    assert 0 < low["difference"] < 0.1
+    assert 0 < low["their_difference"] < 0.1
+    assert low["ratio"] == pytest.approx(min(low["theirs_s"]) / min(low["ours_s"]))
+    assert low["ours_per_s"] == pytest.approx(1 / min(low["ours_s"]))
+    assert rows["encoder", "CUDA graph", "bfloat16", 1]["theirs_per_s"] is None
+    assert "transformers / s" in console.export_text()
+
+
+def test_gpu_budget(tmp_path: Path) -> None:
+    bench_gpu.run_gpu(["tiny"], 1, torch.device("cpu"), 0.0, tmp_path / "figures.json", Console(file=StringIO()))
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["rows"] == []
+    assert [failure["row"] for failure in figures["failures"]] == ["ViT-TINY", "ViT-TINY, compiled"]
+    assert {failure["traceback"] for failure in figures["failures"]} == {"left out: the time is over"}
+
+
+def test_a_gpu_has_its_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list = []
+    monkeypatch.setattr("textsam.bench.run_gpu", lambda *args: asked.extend(args))
+    run("all", rounds=3, device="cuda", budget=7.0, out=tmp_path / "figures.json")
+    assert asked[:4] == [("h", "l", "b"), 3, torch.device("cuda"), 7.0]
+
+
+def test_a_job_as_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is recorded is played again, into the same output; CUDA itself is played here."""
+
+    class Graph:
+        replays = 0
+
+        def replay(self) -> None:
+            Graph.replays += 1
+
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            pass
+
+    calls: list[int] = []
+    for name, stand_in in {
+        "Stream": lambda device: Stream(),
+        "current_stream": lambda device: Stream(),
+        "stream": lambda stream: nullcontext(),
+        "CUDAGraph": Graph,
+        "graph": lambda graph: nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    job = bench_gpu._captured(lambda: calls.append(1) or "output", torch.device("cuda"))
+    assert len(calls) == 3
+    assert job() == job() == "output"
+    assert len(calls) == 3
+    assert Graph.replays == 2

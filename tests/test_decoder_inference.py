@@ -121,6 +121,20 @@ def test_no_prompts_keep_their_axes(model: TextSamModel) -> None:
     assert masks.iou_predictions.shape == (0, 3)
 
 
+@torch.no_grad()
+def test_upscaling_together_is_upscaling_one_by_one(model: TextSamModel) -> None:
+    """What other devices than a CPU do."""
+    generator = torch.Generator().manual_seed(0)
+    upscale = decoder_inference.MaskUpscaler(model.mask_decoder.output_upscaling)
+    tokens = torch.randn(3, 6 * 5, 256, generator=generator)
+    weights = torch.randn(3, 2, 32, generator=generator)
+    together = upscale.together(tokens, weights, (6, 5))
+    assert together.shape == (3, 2, 24, 20)
+    for i in range(3):
+        expected = upscale(tokens[i], weights[i], (6, 5))
+        assert (together[i] - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
 def test_only_where_it_applies() -> None:
     decoder = tiny_model().mask_decoder
     assert is_foldable(decoder.transformer, decoder.output_upscaling, 16)

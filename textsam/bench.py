@@ -2,7 +2,7 @@
 
 Runs alternate (ours, theirs, ours, ...), so that a busy machine slows both alike; ratios are of the minima. "generate"
 is everything after the image encoder. Theirs is the released order of steps on transformers' decoder: all masks are
-upscaled to the photo, then scored, filtered, and run-length encoded, then suppressed.
+upscaled to the photo, then scored, filtered, and run-length encoded, then suppressed. GPUs: see `bench_gpu`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ import os
 import platform
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from textsam.bench_curves import measure_curves, write_curves
-from textsam.bench_jobs import SIZES, build_pair, decoder_job, encoder_job, generate_job
+from textsam.bench_gpu import GPU_SIZES, run_gpu
+from textsam.bench_jobs import SIZES, build_pair, decoder_job, encoder_job, generate_job, mask_difference
 from textsam.bench_memory import peak_mb
 from textsam.bench_tiny import measure_tiny, table_of_tiny
 from textsam.checkpoints.devices import has_fast_bfloat16
@@ -66,20 +65,23 @@ def run(
     out: Path = Path("bench.json"),
     console: Console | None = None,
     curves: Path | None = None,
+    budget: float = 600.0,
 ) -> None:
     """Measure against transformers' `SamModel` on random weights, print the table, write the figures.
 
     Args:
-        size: "b", "l", "h" or "tiny". rounds: timed pairs of runs. threads: 0 leaves torch's choice.
+        size: "b", "l", "h" or "tiny"; on a GPU also "all", largest first. rounds: timed pairs of runs.
+        threads: 0 leaves torch's choice.
         dtype: "float32", "bfloat16" or "all", which is both where the CPU has bfloat16.
         work: "encoder", "decoder", "generate", "tiny" (latency of the embedded model) or "all".
         out: a JSON file.
         curves: measure how time and memory grow instead, and write this JSON file and a PNG beside it.
+        budget: seconds after which, on a GPU, no further row is begun.
     Raises:
         ValueError: a choice that there is not.
     """
     for name, value, known in (
-        ("size", size, [*SIZES]),
+        ("size", size, [*SIZES, "all"] if device.startswith("cuda") else [*SIZES]),
         ("dtype", dtype, ["all", "float32", "bfloat16"]),
         ("work", work, ["all", "encoder", "decoder", "generate", "tiny"]),
     ):
@@ -88,6 +90,9 @@ def run(
     if threads:
         torch.set_num_threads(threads)
     console = console or Console()
+    if device.startswith("cuda"):
+        run_gpu(GPU_SIZES if size == "all" else [size], rounds, torch.device(device), budget, out, console)
+        return
     os.environ.setdefault("TEXTSAM_NATIVE", "wait")  # what is measured must not change half-way
     console.print(f"Compiled kernels: {library.state()}", soft_wrap=True)
     if curves is not None:
@@ -104,7 +109,7 @@ def run(
     machine = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or device,
+        "device": platform.processor() or device,
         "kernels": library.state(),
     }
     if rows:
@@ -183,22 +188,7 @@ def _seconds(job: Callable[[], Any], device: torch.device) -> float:
 def _difference(output: Any, expected: Any) -> float:
     if isinstance(output, Tensor):
         return ((output.float() - expected.float()).abs().max() / expected.float().abs().max()).item()
-    return _mask_difference(output, expected)
-
-
-def _mask_difference(output: list[dict], expected: list[dict]) -> float:
-    """1 - the mean IoU of each RLE with the best of the other list; those of the longer list without a partner count 0.
-
-    Most are equal to the pixel, and the IoU of every pair of a thousand masks would take longer than making them.
-    """
-    if not output or not expected:
-        return float(len(output) != len(expected))
-    shared = Counter(rle["counts"] for rle in output) & Counter(rle["counts"] for rle in expected)
-    total = float(shared.total())
-    ours, theirs = ([rle for rle in rles if rle["counts"] not in shared] for rles in (output, expected))
-    if ours and theirs:
-        total += float(coco_mask.iou(ours, theirs, [0] * len(theirs)).max(axis=1).sum())
-    return 1 - total / max(len(output), len(expected))
+    return mask_difference(output, expected)
 
 
 def _rms_difference(output: Tensor, reference: Tensor) -> float:

@@ -264,7 +264,9 @@ def crops(
 
 @app.command()
 def bench(
-    size: Annotated[str, typer.Option(help="b, l, h, or tiny (which only shows that the command works).")] = "b",
+    size: Annotated[
+        str, typer.Option(help="b, l, h, tiny (which only shows that the command works), or on a GPU all.")
+    ] = "b",
     rounds: Annotated[int, typer.Option(min=1, help="Timed pairs of runs, after one warm-up each.")] = 5,
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0: as torch chooses.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
@@ -277,11 +279,12 @@ def bench(
         Path | None,
         typer.Option("--curves", metavar="FILE", help="Measure how time and memory grow instead; JSON, and a PNG."),
     ] = None,
+    budget: Annotated[float, typer.Option(help="Seconds after which, on a GPU, no further row is begun.")] = 600.0,
 ) -> None:
     """Time encoder, decoder and automatic masks beside transformers' SamModel, on the same random weights."""
     from textsam.bench import run as run_bench
 
-    run_bench(size, rounds, threads, device, dtype, work, out, console, curves)
+    run_bench(size, rounds, threads, device, dtype, work, out, console, curves, budget)
 
 
 @app.command()

@@ -1,13 +1,14 @@
 """Attention of the image encoder: windowed or global, with decomposed relative position bias.
 
 The score of a query at (i, j) and a key at (k, l) is q.k / sqrt(d) + q.R_h[i - k] + q.R_w[j - l], with learned tables
-R_h and R_w. There are two ways through, of equal results:
+R_h and R_w. There are three ways through, of equal results:
 
 - `augmented_attention` makes the bias part of the product: the queries are extended by their products with the tables,
   the keys by one-hot vectors of their row and column. It is differentiable, never holds a bias, and runs on the fused
   kernels of any device.
 - `blocked_attention`, for inference on a CPU, writes the bias of a few image rows into a buffer that fits the cache,
   adds the scores to it, and goes on from there. Nothing of the size N x N exists.
+- `fused_attention`, for inference on an NVIDIA GPU, is one kernel.
 
 Source: Li et al. 2022, *Exploring Plain Vision Transformer Backbones for Object Detection* (windows), and Li et al.
 2022, *MViTv2* (decomposed relative positions); the details are those of the released SAM code.
@@ -22,6 +23,15 @@ from torch.nn import functional as F
 # Bytes of scores held at a time: few enough for the caches, enough that threads rarely wait for each other.
 _SCORE_BYTES_PER_THREAD = 8 * 1024 * 1024
 _MOST_SCORE_BYTES = 64 * 1024 * 1024
+
+
+def is_gpu_inference(x: Tensor) -> bool:
+    """No gradients, on an NVIDIA GPU, and neither under autocast nor being traced for another runtime; `torch.compile`
+    takes this way too."""
+    if x.device.type != "cuda" or torch.version.cuda is None or torch.is_grad_enabled():
+        return False
+    exporting = getattr(torch.compiler, "is_exporting", lambda: False)()  # PyTorch 2.7 and newer
+    return not (exporting or torch.is_autocast_enabled("cuda") or torch.jit.is_tracing())
 
 
 def resize_table(table: Tensor, size: int, trained_size: int) -> Tensor:
@@ -156,6 +166,8 @@ class Attention(nn.Module):
     def padding_row(self, x: Tensor) -> Tensor:
         """(3 * dim,) what the projection makes of a padding token. Windows are padded with zeros after the
         normalisation: a padding token's query, key and value are the projection's bias."""
+        if type(self.qkv) is nn.Linear:
+            return x.new_zeros(self.qkv.out_features) if self.qkv.bias is None else self.qkv.bias
         return self.qkv(x.new_zeros(1, x.shape[-1]))[0]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -168,3 +180,26 @@ class Attention(nn.Module):
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(3, 0, 4, 1, 2, 5)
         out = augmented_attention(q, k, v, *self.tables(h, w))
         return out.permute(0, 2, 3, 1, 4).flatten(3)
+
+    def can_fuse(self, x: Tensor, window: int) -> bool:
+        """Whether `attend_fused` knows these tokens (B, h, w, C); x has the dtype that the projections will have."""
+        if not is_gpu_inference(x):
+            return False
+        try:
+            from textsam.modeling.fused_attention import is_supported
+        except ImportError:  # Triton comes with PyTorch for CUDA, but not on every system
+            return False
+        return is_supported(x.dtype, self.head_dim, window, x.shape[2])
+
+    def attend_fused(self, qkv: Tensor, window: int) -> Tensor:
+        """(B, h, w, 3 * C) projections -> (B, h, w, C) before the output projection.
+
+        Args:
+            window: its side; windows lie side by side from the top-left. 0: attention over the whole grid.
+        """
+        from textsam.modeling.fused_attention import relative_attention
+
+        h, w = (window, window) if window else qkv.shape[1:3]
+        tables = torch.cat([table.flip(0) for table in self.tables(h, w)])
+        padding = self.padding_row(qkv.new_zeros(1, qkv.shape[-1] // 3))
+        return relative_attention(qkv, padding, tables, window, self.num_heads)

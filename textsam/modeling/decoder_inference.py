@@ -6,7 +6,8 @@ projections of values and outputs to the few tokens' side. (2) A bias of the key
 which softmax does not see; a bias of values passes through, because weights sum to 1. (3) As long as prompts share
 an image, so do its projections. Transposed convolutions whose stride is their size are products of matrices.
 
-Prompts are taken a few at a time, so that an image's worth of intermediate values stays in the cache.
+Prompts are taken a few at a time on a CPU, so that an image's worth of intermediate values stays in the cache, and many
+at a time elsewhere.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from textsam.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWay
 
 # Elements of the image tokens of the prompts that are decoded together.
 _CHUNK_ELEMENTS = 2 * 1024 * 1024
+_DEVICE_CHUNK_ELEMENTS = 128 * 1024 * 1024
 # Positions upscaled together.
 _UPSCALED_POSITIONS = 1024
 
@@ -55,7 +57,8 @@ def decode_in_chunks(
     if len(embeddings) == 1 and len(dense) == 1:
         keys = _as_tokens(embeddings + dense)
         shared = SharedImage(blocks_of(transformer)[0], keys, keys + located_pe)
-    step = max(_CHUNK_ELEMENTS // max(embeddings[0].numel(), 1), 1)
+    on_cpu = tokens.device.type == "cpu"
+    step = max((_CHUNK_ELEMENTS if on_cpu else _DEVICE_CHUNK_ELEMENTS) // max(embeddings[0].numel(), 1), 1)
     out, logits = torch.empty_like(tokens), []
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
@@ -65,8 +68,11 @@ def decode_in_chunks(
             keys = _as_tokens(images + (dense if len(dense) == 1 else dense[part]))
         out[part], image_tokens = run_transformer(transformer, keys, located_pe, tokens[part], shared)
         weights = mask_weights(out[part])
-        logits += [upscale(image_tokens[i], weights[i], (h, w)) for i in range(len(weights))]
-    return out, torch.stack(logits)
+        if on_cpu:
+            logits += [upscale(image_tokens[i], weights[i], (h, w))[None] for i in range(len(weights))]
+        else:
+            logits.append(upscale.together(image_tokens, weights, (h, w)))
+    return out, torch.cat(logits)
 
 
 def is_foldable(transformer: TwoWayTransformer, upscaling: nn.Sequential, num_tokens: int) -> bool:
@@ -242,7 +248,23 @@ class MaskUpscaler:
             x = F.gelu(F.layer_norm(x, x.shape[-1:], self.norm.weight, self.norm.bias, self.norm.eps))
             x = linear(x, *self.up2, gelu=True).view(16 * (stop - start), -1)
             torch.mm(weights, x.T, out=logits[:, 16 * start : 16 * stop])
-        return logits.view(count, h, w, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6).reshape(count, 4 * h, 4 * w)
+        return _unfold_patches(logits, grid_hw)
+
+    def together(self, image_tokens: Tensor, weights: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+        """(n, h * w, C) of n prompts and their masks' weights (n, M, C/8) -> logits (n, M, 4h, 4w), in few large
+        products."""
+        n, positions, _ = image_tokens.shape
+        x = F.linear(image_tokens, *self.up1).view(n, 4 * positions, -1)
+        x = F.gelu(F.layer_norm(x, x.shape[-1:], self.norm.weight, self.norm.bias, self.norm.eps))
+        x = F.gelu(F.linear(x, *self.up2)).view(n, 16 * positions, -1)
+        logits = torch.bmm(weights, x.transpose(1, 2))
+        return _unfold_patches(logits.flatten(0, 1), grid_hw).unflatten(0, weights.shape[:2])
+
+
+def _unfold_patches(logits: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """(M, h * w * 16), the places of each patch behind its position -> (M, 4h, 4w)."""
+    h, w = grid_hw
+    return logits.view(-1, h, w, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * h, 4 * w)
 
 
 def as_matrix(conv: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ Backbones for Object Detection*. Parameter names are those of the released SAM c
 Windows lie side by side from the top-left corner. A strip of `window_size` rows therefore depends on itself alone in a
 windowed block; without gradients, on a CPU, a block goes strip by strip, so that what it computes stays in the cache
 and peak memory does not grow with the image. Only real tokens are projected: padding tokens of a window are constants.
+On a GPU one kernel does all of a block's attention, so that the rest is a chain of plain layers.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ class Block(nn.Module):
                 self._run_in_place(image)
             return x
         y = self.norm1(x)
-        y = self._windowed(y) if self.window_size else self.attn(y)
+        if self.attn.can_fuse(y, self.window_size):
+            y = self.attn.proj(self.attn.attend_fused(self.attn.qkv(y), self.window_size))
+        else:
+            y = self._windowed(y) if self.window_size else self.attn(y)
         if self.training and self.drop_path_rate:
             x = x + drop_path(y, self.drop_path_rate)
             return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate)
@@ -79,7 +83,7 @@ class Block(nn.Module):
         down, across = math.ceil(h / size), math.ceil(w / size)
         qkv = self.attn.qkv(x)
         if (h % size) or (w % size):
-            row = self.attn.padding_row(x)
+            row = self.attn.padding_row(x).to(qkv.dtype)
             qkv = torch.cat([qkv, row.expand(b, h, across * size - w, -1)], dim=2)
             qkv = torch.cat([qkv, row.expand(b, down * size - h, across * size, -1)], dim=1)
         windows = qkv.view(b, down, size, across, size, 3 * c).transpose(2, 3).flatten(0, 2)

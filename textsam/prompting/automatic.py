@@ -148,11 +148,12 @@ def _search_crop(
         if options.pred_iou_thresh > 0.0:  # the cheapest test comes first: what fails it is never upscaled
             certain = iou > options.pred_iou_thresh
             logits, iou, sources = logits[certain], iou[certain], sources[to_numpy(certain)]
+        values = iou.tolist()  # once: one by one each would wait for the GPU
         least, offset = options.stability_score_thresh, options.stability_score_offset
         for mask in score_masks(logits, geometry, least, offset, place=place):
             if not _is_cut_off(mask.box_xyxy, crop_box, size_hw):
                 scored.append(mask)
-                ious.append(float(iou[mask.index]))
+                ious.append(values[mask.index])
                 asked.append(sources[mask.index])
 
     predicted = np.array(ious, dtype=np.float32)

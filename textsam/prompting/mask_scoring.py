@@ -3,7 +3,8 @@
 The released code upscales all masks to the photo and then scores them. Here each mask is upscaled only where its
 low-resolution logits, or a neighbour of them, exceed the lowest threshold. Bilinear values never exceed the largest of
 the values that they lie between, so outside of that box no pixel can count, and the numbers are the same. On a CPU the
-compiled kernels do all of it row by row, run-length code included; without them PyTorch and NumPy do.
+compiled kernels do all of it row by row, run-length code included; without them PyTorch and NumPy do. On a GPU
+upscaling is cheap and leaving it is not: whole photos are scored and encoded there (`device_scoring`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from textsam.files.rle import encode_mask
 from textsam.native.kernels import Kernels
 from textsam.native.library import kernels
+from textsam.prompting.device_scoring import score_logits
 from textsam.prompting.transforms import LOW_RES_STRIDE, ImageGeometry, postprocess_masks
 
 # Masks upscaled at a time where the device is not a CPU: about this many values live at once.
@@ -98,12 +100,10 @@ def score_masks(
     compiled = kernels() if low_res_logits.device.type == "cpu" else None
     if compiled is not None:
         return _score_natively(compiled, low_res_logits, geometry, min_stability, offset, threshold, place)
-    if low_res_logits.device.type == "cpu":
-        pieces = _upscaled_regions(low_res_logits, geometry, threshold - offset)
-    else:
-        pieces = _upscaled_photos(low_res_logits, geometry, threshold, offset)
+    if low_res_logits.device.type != "cpu":
+        return _score_on_device(low_res_logits, geometry, min_stability, offset, threshold, place)
     scored = []
-    for index, top, left, logits in pieces:
+    for index, top, left, logits in _upscaled_regions(low_res_logits, geometry, threshold - offset):
         outer = int(np.count_nonzero(logits > threshold - offset))
         inner = int(np.count_nonzero(logits > threshold + offset))
         stability = _stability(inner, outer)
@@ -158,20 +158,33 @@ def _pack(mask: np.ndarray, top: int, left: int, place: Place) -> tuple[tuple[in
     return (left + x1, top + y1, left + x2, top + y2), place, bits
 
 
-def _upscaled_photos(
-    low_res_logits: Tensor, geometry: ImageGeometry, threshold: float, offset: float
-) -> Iterator[tuple[int, int, int, np.ndarray]]:
-    """Whole photos, several at a time on the device; see `_upscaled_regions`. Only levels leave the device."""
-    pixels = max(np.prod(geometry.original_size_hw), np.prod(geometry.resized_size_hw))
-    step = max(_BATCH_BUDGET // int(pixels), 1)
-    levels = torch.tensor([threshold - offset, threshold, threshold + offset], device=low_res_logits.device)
-    # Values of the same side of all three thresholds, one byte each instead of four.
-    values = np.array([threshold - offset - 1, threshold - offset / 2, threshold + offset / 2, threshold + offset + 1])
+def _score_on_device(
+    low_res_logits: Tensor,
+    geometry: ImageGeometry,
+    min_stability: float,
+    offset: float,
+    threshold: float,
+    place: Place,
+) -> list[ScoredMask]:
+    """Whole photos, several at a time, where the logits are."""
+    height, width = geometry.original_size_hw
+    margins = (
+        place.left,
+        place.size_hw[1] - place.left - width,
+        place.top,
+        place.size_hw[0] - place.top - height,
+    )
+    pixels = max(height * width, int(np.prod(geometry.resized_size_hw)))
+    step = max(_BATCH_BUDGET // pixels, 1)
+    levels = (threshold - offset, threshold, threshold + offset)
+    scored = []
     for start in range(0, len(low_res_logits), step):
         logits = postprocess_masks(low_res_logits[start : start + step, None], geometry)[:, 0]
-        level = torch.bucketize(logits, levels, out_int32=True).to(torch.uint8).cpu().numpy()
-        for row in range(len(level)):
-            yield start + row, 0, 0, values[level[row]]
+        found = score_logits(logits, levels, min_stability, margins)
+        columns = (found.kept, found.stability, found.boxes_xyxy, found.codes)
+        for row, stability, (x1, y1, x2, y2), code in zip(*columns, strict=True):
+            scored.append(ScoredMask(start + row, stability, (x1, y1, x2, y2), place, code))
+    return scored
 
 
 def _upscaled_regions(
