@@ -8,13 +8,15 @@ R_h and R_w. There are three ways through, of equal results:
   kernels of any device.
 - `blocked_attention`, for inference on a CPU, writes the bias of a few image rows into a buffer that fits the cache,
   adds the scores to it, and goes on from there. Nothing of the size N x N exists.
-- `fused_attention`, for inference on an NVIDIA GPU, is one kernel.
+- `fused_attention`, for inference on an NVIDIA GPU, is one kernel, used where TEXTSAM_FUSED=1 asks for it.
 
 Source: Li et al. 2022, *Exploring Plain Vision Transformer Backbones for Object Detection* (windows), and Li et al.
 2022, *MViTv2* (decomposed relative positions); the details are those of the released SAM code.
 """
 
 from __future__ import annotations
+
+import os
 
 import torch
 from torch import Tensor, nn
@@ -182,8 +184,11 @@ class Attention(nn.Module):
         return out.permute(0, 2, 3, 1, 4).flatten(3)
 
     def can_fuse(self, x: Tensor, window: int) -> bool:
-        """Whether `attend_fused` knows these tokens (B, h, w, C); x has the dtype that the projections will have."""
-        if not is_gpu_inference(x):
+        """Whether `attend_fused` knows these tokens (B, h, w, C); x has the dtype that the projections will have.
+
+        It has to be asked for with TEXTSAM_FUSED=1: so far the kernel has run in Triton's interpreter alone.
+        """
+        if os.environ.get("TEXTSAM_FUSED") != "1" or not is_gpu_inference(x):
             return False
         try:
             from textsam.modeling.fused_attention import is_supported

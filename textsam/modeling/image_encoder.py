@@ -93,8 +93,8 @@ class Block(nn.Module):
 
     def _run_in_place(self, x: Tensor) -> None:
         """The whole block on one image: (h, w, C) in the dtype of the residual, overwritten."""
-        compiled = kernels() if self.norm1.weight.dtype in (torch.float32, torch.bfloat16) else None
-        if compiled is not None and self.attn.head_dim % 2 == 0:
+        compiled = kernels()
+        if compiled is not None and compiled.can_attend(self.norm1.weight.dtype) and self.attn.head_dim % 2 == 0:
             strips = self._attend_natively(x, compiled)
         else:
             strips = self._attend_windows(x) if self.window_size else self._attend_globally(x)

@@ -26,11 +26,19 @@ class Kernels:
         if not self._library.textsam_works():
             raise OSError("this PyTorch has no block products for this CPU")
 
+    @staticmethod
+    def can_attend(dtype: torch.dtype) -> bool:
+        """Whether `attend` knows this type on this CPU: bfloat16 takes instructions that not every one has."""
+        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        bfloat16 = any(getattr(torch.cpu, name, bool)() for name in names)
+        return dtype == torch.float32 or (dtype == torch.bfloat16 and bfloat16)
+
     def attend(self, qkv: Tensor, padding: Tensor, tables: Tensor, window: int, heads: int) -> Tensor:
         """Attention of the image encoder; see encoder.cpp.
 
         Args:
-            qkv: (h, w, 3 * C) projections, float32 or bfloat16 as all of these. padding: (3 * C,), of a padding token.
+            qkv: (h, w, 3 * C) projections, of a type that `can_attend` knows, as all of these.
+            padding: (3 * C,), of a padding token.
             tables: (2 * K_h - 1 + 2 * K_w - 1, C / heads), where K is the window, or the grid's side.
             window: its side; 0: attention over the whole grid.
         Returns:
