@@ -21,11 +21,13 @@ from typer.testing import CliRunner
 import textsam
 from textsam.commands.cli import app
 from textsam.config import TextSamConfig
+from textsam.files.coco import load_coco
 from textsam.model import TextSamModel
 from train.fonts import installed_faces
 from train.level_names import LEVELS, level_targets
 from train.ocr import with_fine_masks
 from train.optimization import LoopOptions, build_optimizer
+from train.plain_photos import write_plain
 from train.synthetic_text import SyntheticText
 from train.text_data import MixedSamples, TextSample
 from train.text_photos import TextPhotos, quad_strip, read_text_photos
@@ -221,3 +223,23 @@ def test_sam_with_a_vit_is_a_start_too(words: Path, part: Any, rank: int) -> Non
     assert "prompt_encoder.text_projection.weight" in reached
     assert any(name.startswith("mask_decoder.") for name in reached)
     assert {"lora_" in name for name in reached if name.startswith("image_encoder.")} == ({True} if rank else set())
+
+
+def test_photos_without_print_are_chosen_by_their_names(in_tmp: Path) -> None:
+    for number in (1, 2, 3):
+        (in_tmp / "set" / "images").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(in_tmp / "set" / "images" / f"{number}.png")
+    mask = {"size": [8, 8], "counts": [0, 64]}
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 8, "height": 8} for i in (1, 2, 3)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": i, "segmentation": mask, "iscrowd": 0, "bbox": [0, 0, 8, 8]}
+            for i in (1, 2)
+        ],
+        "categories": [{"id": 1, "name": "bus"}, {"id": 2, "name": "cat"}],
+    }
+    (in_tmp / "set" / "val.json").write_text(json.dumps(content))
+    assert write_plain([in_tmp / "set" / "val.json"], in_tmp / "plain") == 2
+    kept = load_coco(in_tmp / "plain" / "instances.json")
+    assert [image.path.name for image in kept] == ["set_2.png", "set_3.png"]
+    assert not any(image.instances for image in kept)

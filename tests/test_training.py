@@ -18,6 +18,7 @@ from train.interactive import noisy_boxes
 from train.loop import LoopOptions, rate, train
 from train.losses import balance, bce_loss, dice_loss, focal_loss, mask_iou
 from train.optimization import build_optimizer
+from train.packing import pack
 from train.step import EmbeddingTable, TextSamStep
 
 SIZE = 64
@@ -80,6 +81,9 @@ def test_a_view_moves_picture_and_mask_alike() -> None:
 def test_rate() -> None:
     options = LoopOptions(steps=100, warmup=10, decay_from=0.5)
     assert [rate(step, options) for step in (0, 9, 40, 75)] == pytest.approx([0.1, 1, 1, 0.5])
+    # With a limit in minutes the clock counts, where it is ahead of the steps.
+    assert [rate(step, options, 0.75) for step in (9, 40, 90)] == pytest.approx([0.5, 0.5, 0.2])
+    assert rate(50, options, 1.5) == 0
 
 
 @pytest.fixture
@@ -134,6 +138,65 @@ def test_text_joins_boxes_and_points(scene: Path) -> None:
     for first in (box, box | text, clicks, clicks | text, text):
         assert first in asked
     assert {"_box0", "_text_box0", "_point0", "_text_point0", "_text_box1"} <= set(results)
+
+
+def test_a_step_may_ask_for_as_many_masks_each_time(scene: Path) -> None:
+    step, data = miniature(scene)
+    step.fixed_count = True
+    counts = []
+
+    def encode_prompts(image: object, **prompts: object) -> object:
+        counts[-1].append(next(len(v) for name, v in prompts.items() if v is not None and name != "image_index"))
+        return TextSamModel.encode_prompts(step.model, image, **prompts)
+
+    step.model.encode_prompts = encode_prompts  # type: ignore[method-assign]
+    for first in (0, 8, 16):
+        counts.append([])
+        step([data[first + i] for i in range(8)], torch.Generator().manual_seed(first))
+    assert counts[0] == counts[1] == counts[2]
+    assert sum(counts[0][:-1:2]) == 4 * 8  # two rounds of each kind of first prompt, then the names
+    assert counts[0][-1] == 3 * 8
+
+
+def test_packed_samples_are_the_same(scene: Path) -> None:
+    _, data = miniature(scene)
+    samples = [data[i] for i in range(5)]
+    packed = pack(samples)
+    assert {dtype: buffer.ndim for dtype, buffer in packed.buffers.items()} == dict.fromkeys(packed.buffers, 1)
+    for sample, restored in zip(samples, packed.unpack(), strict=True):
+        assert type(restored) is type(sample)
+        assert sample.keys == restored.keys
+        assert sample.valid_hw == restored.valid_hw
+        assert list(sample.present) == list(restored.present)
+        pairs = [(getattr(sample, name), getattr(restored, name)) for name in ("pixels", "masks", "boxes", "absent")]
+        for before, after in [*pairs, *((sample.present[name], restored.present[name]) for name in sample.present)]:
+            assert before.dtype == after.dtype
+            assert torch.equal(before, after)
+
+
+def test_a_pasted_object_is_there_and_hides_what_is_behind(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.data.PASTED_PX", 100)
+    options = {"size": SIZE, "instances": 3, "seed": 0, "length": 64, "min_cells": 1.0}
+    data = CocoSamples([Source(scene)], {"square": 0, "disc": 1}, paste_share=1.0, **options)
+    colours = {0: (220, 30, 30), 1: (30, 30, 220)}
+    for i in range(12):
+        sample = data[i]
+        assert sample.masks.sum(0).max() <= 1 + 1e-6  # nobody's pixels twice
+        name, mask = int(sample.names[0]), sample.masks[0] > 0.99
+        seen = sample.pixels.float().unfold(1, 4, 4).unfold(2, 4, 4).mean((3, 4))[:, mask]
+        other = torch.tensor(colours[1 - name]).float()
+        assert name in sample.present
+        assert (sample.present[name] >= sample.masks[0] - 1e-6).all()
+        # Colours are changed by chance, but red stays redder than blue.
+        assert not mask.any() or (seen[0] - seen[2]).mean() * (other[0] - other[2]) < 0
+
+
+def test_a_training_ends_with_its_minutes(scene: Path, tmp_path: Path) -> None:
+    step, data = miniature(scene)
+    train(step, data, replace(OPTIONS, steps=10_000, minutes=1e-3), tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert 1 <= lines[-1]["step"] < 100
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists()
 
 
 OPTIONS = LoopOptions(
