@@ -35,7 +35,7 @@ from train.data import CocoSamples, Source
 from train.loop import LoopOptions, train
 from train.step import EmbeddingTable, TextSamStep
 from train.text_encoder import load_targets
-from train.tiny import FROZEN, NameIndex, draw_from
+from train.tiny import NameIndex, draw_from, first_blocks
 
 HELD_OUT = ("bird", "bus", "cow", "motorbike", "sofa")  # of VOC's 20
 
@@ -128,7 +128,8 @@ def run_row(row: Row, args: argparse.Namespace, out: Path) -> dict[str, Any]:
     sources = [Source(args.data / "voc", 1.0, True, "train_semantic.json"), Source(args.data / "coco", 2.5)]
     options = LoopOptions(
         steps=args.steps, batch_size=8, lr=args.lr, trunk_lr=args.lr / 10, muon=True, mixed_precision="no",
-        seed=args.seed, workers=0, warmup=20, decay_from=0.6, frozen=FROZEN, ema_decay=0.97, save_every=args.steps,
+        seed=args.seed, workers=0, warmup=20, decay_from=0.6, ema_decay=0.97, save_every=args.steps,
+        frozen=first_blocks(6),
     )  # fmt: skip
     data = CocoSamples(sources, shown, size=args.size, instances=3, seed=args.seed, length=args.steps * 8)
     crops_of: dict[int, list] = {}

@@ -39,13 +39,13 @@ from train.text_photos import TextPhotos
 from train.text_scenes import SceneOptions
 from train.text_step import WrittenTextStep
 from train.text_targets import CORES, INSET
-from train.tiny import SETS, NameIndex, draw_from
+from train.tiny import SETS, NameIndex, draw_from, first_blocks
 
 # Share of a core's short side by which it is grown when it is read. INSET alone would say 0.5; cores come out a little
 # wide, as training pictures show.
 GROWTH = 0.42
 # Of MobileNetV2: the first blocks see edges, and their gradients at high resolution cost more than all the rest.
-FROZEN = tuple(f"image_encoder.trunk.{part}." for part in ("conv0", "block01", "block02", "block03"))
+FROZEN = first_blocks(3)
 
 
 def load_start(args: argparse.Namespace) -> tuple[TextSamModel, Tensor, Any]:
@@ -114,6 +114,8 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
         save_every=args.save_every,
         minutes=args.minutes,
         workers=args.workers,
+        warmup=args.warmup,
+        ema_decay=args.ema_decay,
         stop_after=args.stop_after,
         mixed_precision="bf16" if has_fast_bfloat16(resolve_device(None)) else "no",
     )
@@ -175,6 +177,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--trunk-lr", type=float)
     parser.add_argument("--fine-factor", type=float, default=1.0, help="on the rate of the head for strokes")
     parser.add_argument("--decay-from", type=float, default=0.6)
+    parser.add_argument("--warmup", type=int, default=60, help="steps until the full learning rate")
+    parser.add_argument("--ema-decay", type=float, default=0.995, help="of the averaged weights")
     parser.add_argument("--size", type=int, default=320, help="side of the training pictures, px")
     parser.add_argument("--minutes", type=float, help="to train for, where the steps would take longer")
     parser.add_argument("--save-every", type=int, default=100)

@@ -35,8 +35,6 @@ SETS = (
     ("balloon", 1.5, False, None, ()),
     ("ecssd", 1.5, False, None, ("salient object",)),
 )
-# Edges and textures of ImageNet serve as they are; their gradients at high resolution cost more than all the rest.
-FROZEN = tuple(f"image_encoder.trunk.{part}." for part in ("conv0", *(f"block{i:02d}" for i in range(1, 7))))
 
 
 # Known names that many photos show without anybody having annotated them: never taken as absent.
@@ -49,6 +47,12 @@ COMMON = (
     "book paper box bag backpack handbag cup glass bottle plate bowl food drink tableware kitchenware animal mammal "
     "pet carnivore container bench cloth handle button logo label trousers jeans suit necklace earring ring bracelet"
 )
+
+
+def first_blocks(count: int) -> tuple[str, ...]:
+    """The trunk's parameters up to a block. Edges and textures of ImageNet serve as they are, and on a CPU their
+    gradients at high resolution cost more than all the rest."""
+    return tuple(f"image_encoder.trunk.{part}." for part in ("conv0", *(f"block{i:02d}" for i in range(1, count + 1))))
 
 
 def draw_from(names: list[str]) -> list[int]:
@@ -66,7 +70,10 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
         workers=args.workers,
         save_every=args.save_every,
         seed=args.seed,
-        frozen=FROZEN,
+        frozen=first_blocks(args.frozen_blocks),
+        weight_decay=args.weight_decay,
+        ema_decay=args.ema_decay,
+        warmup=args.warmup,
     )
     options = replace(options, decay_from=args.decay_from, lr=args.lr, trunk_lr=args.lr / 10, muon=args.muon)
     options = replace(
@@ -156,6 +163,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--decay-from", type=float, default=0.7)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--refiner-factor", type=float, default=1.0, help="on the rate of the mask refiner")
+    parser.add_argument("--warmup", type=int, default=60, help="steps until the full learning rate")
+    parser.add_argument("--weight-decay", type=float, default=0.02)
+    parser.add_argument("--ema-decay", type=float, default=0.995, help="of the averaged weights")
+    parser.add_argument("--frozen-blocks", type=int, default=6, help="of the trunk, from the first on")
     parser.add_argument("--muon", action="store_true", help="matrices by Muon, the rest by AdamW")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--instances", type=int, default=3, help="of each picture and step")
