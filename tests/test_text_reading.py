@@ -290,6 +290,18 @@ def test_nothing_present_nothing_found() -> None:
     assert detections.data["quad"].shape == (0, 4, 2)
 
 
+def test_ink_has_a_presence_of_its_own() -> None:
+    """Where the model is not sure enough to draw a word it may be of its ink, whose mistakes are few pixels."""
+    picture = paint((220, 420), WORDS, LINES)
+    options = dataclasses.replace(ONE_SCALE, presence_threshold=0.9)
+    assert [options.least_presence(level) for level in ("word", "text stroke")] == [0.9, 0.5]
+    found, _ = read(picture, ["word", "text stroke"], options, presence=0.7)
+    assert len(found["word"]) == 0
+    assert len(found["text stroke"]) > 0
+    found, _ = read(picture, ["text stroke"], dataclasses.replace(options, stroke_presence=None), presence=0.7)
+    assert len(found["text stroke"]) == 0
+
+
 def test_the_tiles_are_told() -> None:
     told: list[tuple[int, int]] = []
     read_levels(

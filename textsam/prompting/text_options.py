@@ -31,7 +31,7 @@ class TextPromptOptions:
     """
 
     presence_threshold: float = 0.2
-    confidence_threshold: float = 0.5
+    confidence_threshold: float = 0.45
     region_threshold: float = 0.5
     peak_threshold: float = 0.5
     peak_radius: int = 2

@@ -109,13 +109,14 @@ def read_scales(
     total, done = sum(len(grid) for *_, grid in passes), 0
     for scale, read, grid in passes:
         answer_tile = read_tile(read)
+        least = np.array([options.least_presence(level) for level in read])
         scaled = resize_image(picture, grid.size_hw)
         joined = JoinedMaps(grid, len(read), LOW_RES_STRIDE)
         strokes: JoinedMaps | None = None
         presence = np.zeros(len(read), np.float32)
         for left, top in grid:
             answer = answer_tile(grid.cut(scaled, left, top, fill))
-            counts = answer.presence >= options.presence_threshold
+            counts = answer.presence >= least
             joined.add(answer.logits, left, top, counts)
             presence = np.maximum(presence, answer.presence)
             if answer.strokes is not None:

@@ -16,8 +16,9 @@ class TextReadingOptions:
         zoom: scale of the finest pass over pictures of at most `zoom_pixels`: small print is read better enlarged.
         largest_letters: height in pixels, at the scale of a pass, of the largest letters that the model reads.
         min_scale: the coarsest pass; 1 switches off passes at reduced scale.
-        presence_threshold: a tile whose presence of a level is below it says nothing of that level.
-        threshold: probability above which a place belongs to a level.
+        presence_threshold, stroke_presence: a tile whose presence of a level, and of ink, is below it says nothing of
+            that level. None for ink: the same.
+        threshold, stroke_threshold: probability above which a place belongs to a level, and to ink.
         seed, word_seed: probability that a core of a line or block, and of a word, must reach; cores that are apart
             there are taken apart. Words stand so close that their cores touch at the threshold.
         min_score, word_score, stroke_score: regions (words, ink) whose mean probability inside their core is below it
@@ -35,16 +36,23 @@ class TextReadingOptions:
     largest_letters: float = 120.0
     min_scale: float = 1 / 8
     presence_threshold: float = 0.5
+    stroke_presence: float | None = 0.5
     threshold: float = 0.5
+    stroke_threshold: float = 0.42
     seed: float = 0.6
     word_seed: float = 0.5
     min_score: float = 0.8
     word_score: float = 0.77
-    stroke_score: float = 0.7
+    stroke_score: float = 0.65
     min_side: float = 5.0
     min_stroke_pixels: int = 8
     covered: float = 0.5
     max_boxes: int = 3000
+
+    def least_presence(self, level: str) -> float:
+        """The presence below which a tile says nothing of a level."""
+        own = self.stroke_presence if level == "text stroke" else None
+        return self.presence_threshold if own is None else own
 
     def least_score(self, level: str) -> float:
         """The score below which regions of a level are dropped."""

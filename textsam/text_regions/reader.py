@@ -10,7 +10,7 @@ from torch import Tensor
 from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.encoded_image import EncodedImage
 from textsam.text_regions.levels import LEVELS, TextRegionConfig
-from textsam.text_regions.maps import ReadTile, model_reader
+from textsam.text_regions.maps import STROKE, ReadTile, model_reader
 from textsam.text_regions.options import TextReadingOptions
 from textsam.text_regions.reading import read_levels
 from textsam.text_regions.regions import TextRegions
@@ -73,5 +73,5 @@ class TextRegionReader:
         )
 
     def _tile_reader(self, levels: Sequence[str]) -> ReadTile:
-        least = self.options.presence_threshold
+        least = self.options.least_presence(STROKE)
         return model_reader(self.model, self.encode, levels, self.embed(levels), least)

@@ -103,7 +103,8 @@ def area_regions(
         lines: quads (4, 2); the ink of a line is one instance.
     """
     size_hw = (logits.shape[0], logits.shape[1])
-    mask = logits > np.log(options.threshold / (1 - options.threshold))
+    threshold = options.stroke_threshold if level == STROKE else options.threshold
+    mask = logits > np.log(threshold / (1 - threshold))
     glue = mask.copy()
     for quad in lines:
         glue |= draw_polygon(quad, size_hw)
