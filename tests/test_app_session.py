@@ -414,7 +414,7 @@ def test_workers_and_threshold(sam: TextSam) -> None:
     count, threads = workers(sam)
     assert 1 <= count <= 4
     assert threads == 1
-    assert default_threshold(sam) == 0.5
+    assert default_threshold(sam) == 0.45
 
 
 def test_paintings_are_bounded() -> None:

@@ -16,8 +16,8 @@ class TextReadingOptions:
         zoom: scale of the finest pass over pictures of at most `zoom_pixels`: small print is read better enlarged.
         largest_letters: height in pixels, at the scale of a pass, of the largest letters that the model reads.
         min_scale: the coarsest pass; 1 switches off passes at reduced scale.
-        presence_threshold, stroke_presence: a tile whose presence of a level, and of ink, is below it says nothing of
-            that level. None for ink: the same.
+        presence_threshold: a tile whose presence of a level is below it says nothing of that level.
+        stroke_presence: the same of ink, where it is lower.
         threshold, stroke_threshold: probability above which a place belongs to a level, and to ink.
         seed, word_seed: probability that a core of a line or block, and of a word, must reach; cores that are apart
             there are taken apart. Words stand so close that their cores touch at the threshold.
@@ -36,7 +36,7 @@ class TextReadingOptions:
     largest_letters: float = 120.0
     min_scale: float = 1 / 8
     presence_threshold: float = 0.5
-    stroke_presence: float | None = 0.5
+    stroke_presence: float = 0.5
     threshold: float = 0.5
     stroke_threshold: float = 0.42
     seed: float = 0.6
@@ -51,8 +51,8 @@ class TextReadingOptions:
 
     def least_presence(self, level: str) -> float:
         """The presence below which a tile says nothing of a level."""
-        own = self.stroke_presence if level == "text stroke" else None
-        return self.presence_threshold if own is None else own
+        own = self.stroke_presence if level == "text stroke" else 1.0
+        return min(self.presence_threshold, own)
 
     def least_score(self, level: str) -> float:
         """The score below which regions of a level are dropped."""
