@@ -146,6 +146,9 @@ def test_a_gpu_has_its_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("textsam.bench.run_gpu", lambda *args: asked.extend(args))
     run("all", rounds=3, device="cuda", budget=7.0, out=tmp_path / "figures.json")
     assert asked[:4] == [("h", "l", "b"), 3, torch.device("cuda"), 7.0]
+    for part in ({"work": "encoder"}, {"dtype": "bfloat16"}):
+        with pytest.raises(ValueError, match="leave both out"):
+            run("h", device="cuda", out=tmp_path / "figures.json", **part)
 
 
 def test_a_job_as_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,19 @@ def test_a_pasted_object_is_there_and_hides_what_is_behind(scene: Path, monkeypa
         assert not mask.any() or (seen[0] - seen[2]).mean() * (other[0] - other[2]) < 0
 
 
+def test_what_cannot_be_pasted(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No object is large enough: that is said. One that would hardly be seen: the picture stays as it is."""
+    options = {"size": SIZE, "instances": 3, "seed": 0, "length": 64}
+    index = {"square": 0, "disc": 1}
+    with pytest.raises(ValueError, match="no set with exhaustive names"):
+        CocoSamples([Source(scene)], index, paste_share=0.5, **options)
+    monkeypatch.setattr("train.data.PASTED_PX", 100)
+    data = CocoSamples([Source(scene)], index, paste_share=1.0, min_cells=1e6, **options)
+    picture = np.full((SIZE, SIZE, 3), 7, np.uint8)
+    assert data._paste(picture, (SIZE, SIZE), np.random.default_rng(0)) is None
+    assert (picture == 7).all()
+
+
 def test_a_training_ends_with_its_minutes(scene: Path, tmp_path: Path) -> None:
     step, data = miniature(scene)
     train(step, data, replace(OPTIONS, steps=10_000, minutes=1e-3), tmp_path / "out")

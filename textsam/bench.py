@@ -75,10 +75,10 @@ def run(
         dtype: "float32", "bfloat16" or "all", which is both where the CPU has bfloat16.
         work: "encoder", "decoder", "generate", "tiny" (latency of the embedded model) or "all".
         out: a JSON file.
-        curves: measure how time and memory grow instead, and write this JSON file and a PNG beside it.
+        curves: measure how time and memory grow on the CPU instead, and write this JSON file and a PNG beside it.
         budget: seconds after which, on a GPU, no further row is begun.
     Raises:
-        ValueError: a choice that there is not.
+        ValueError: a choice that there is not, or work or dtype picked on a GPU.
     """
     for name, value, known in (
         ("size", size, [*SIZES, "all"] if device.startswith("cuda") else [*SIZES]),
@@ -87,17 +87,22 @@ def run(
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, but is {value!r}.")
+    if device.startswith("cuda") and (work not in ("all", "tiny") or dtype != "all"):
+        raise ValueError(
+            f"on a GPU all rows are measured in turn, not work {work!r} in dtype {dtype!r} alone; leave both out, and "
+            "give a budget in seconds."
+        )
     if threads:
         torch.set_num_threads(threads)
     console = console or Console()
-    if device.startswith("cuda"):
-        run_gpu(GPU_SIZES if size == "all" else [size], rounds, torch.device(device), budget, out, console)
-        return
     os.environ.setdefault("TEXTSAM_NATIVE", "wait")  # what is measured must not change half-way
     console.print(f"Compiled kernels: {library.state()}", soft_wrap=True)
     if curves is not None:
         picture = write_curves(measure_curves(size, rounds, console), curves)
         console.print(f"Curves: {curves}, {picture}")
+        return
+    if device.startswith("cuda") and work != "tiny":
+        run_gpu(GPU_SIZES if size == "all" else [size], rounds, torch.device(device), budget, out, console)
         return
     dtypes = [torch.float32, torch.bfloat16] if dtype == "all" else [getattr(torch, dtype)]
     if dtype == "all" and not has_fast_bfloat16(torch.device(device)):

@@ -81,7 +81,7 @@ class Record:
         self.failures: list[dict[str, str]] = []
         self._start, self._budget = time.perf_counter(), budget
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        self._machine = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": name}
+        self.machine = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": name}
 
     @contextmanager
     def guard(self, name: str) -> Iterator[None]:
@@ -115,7 +115,7 @@ class Record:
 
     def write(self) -> None:
         figures = {"rows": [asdict(row) for row in self.rows], "failures": self.failures}
-        self.out.write_text(json.dumps({**self._machine, **figures}, indent=1))
+        self.out.write_text(json.dumps({**self.machine, **figures}, indent=1))
 
 
 def _label(row: GpuRow) -> str:
@@ -141,7 +141,7 @@ def run_gpu(
                 with record.guard(name), torch.inference_mode():
                     stage(record, size, number == 0)
                 _forget(device)
-    console.print(table_of_gpu(record.rows, record._machine["device"] or ""))
+    console.print(table_of_gpu(record.rows, record.machine["device"] or ""))
     console.print(f"Figures: {out}")
 
 

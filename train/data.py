@@ -115,6 +115,11 @@ class CocoSamples(Dataset):
             for region in image.instances if source.exhaustive else ():
                 if (name := index.get(region.category_id)) is not None and region.area >= PASTED_PX:
                     self.to_paste.setdefault(name, []).append((source, image, region))
+        if paste_share and not self.to_paste:
+            raise ValueError(
+                f"paste_share is {paste_share}, but no set with exhaustive names has a named object of at least "
+                f"{PASTED_PX} px to paste; set it to 0, or add such a set."
+            )
 
     def __len__(self) -> int:
         return self.length
@@ -125,7 +130,7 @@ class CocoSamples(Dataset):
         view = View.draw(rng, image.height, image.width, self.size, self.scale_range)
         pixels = view.apply_image(jitter_colour(Image.fromarray(image.read()), rng))
         pasted = self._paste(pixels, view.valid_hw, rng) if rng.random() < self.paste_share else None
-        seen = np.ones(pixels.shape[:2], bool) if pasted is None else ~pasted.mask
+        seen = ~pasted.mask if pasted is not None else np.ones(pixels.shape[:2], bool)
         seen_cells = shrink(seen)
 
         present: dict[int, np.ndarray] = {}
@@ -143,7 +148,7 @@ class CocoSamples(Dataset):
             if self.min_cells * 16 <= full.sum() <= MAX_MASK_SHARE * full.size:
                 key = (source.folder.name, int(region.id))
                 found.append(_Instance(full, names.get(region.category_id, -1), key))
-        if pasted is not None and pasted.name >= 0:
+        if pasted is not None:
             present[pasted.name] = np.maximum(present.get(pasted.name, 0.0), shrink(pasted.mask))
         boxes, clicks = [], []
         for instance in found:
@@ -173,7 +178,7 @@ class CocoSamples(Dataset):
     def _paste(self, pixels: np.ndarray, valid_hw: tuple[int, int], rng: np.random.Generator) -> _Instance | None:
         """Draws an object of another picture over the valid part of `pixels` (S, S, 3), in place.
 
-        None where little of it would be seen. Source: Ghiasi et al. 2021, *Simple Copy-Paste*.
+        None, and nothing drawn, where little of it would be seen. Source: Ghiasi et al. 2021, *Simple Copy-Paste*.
         """
         name = list(self.to_paste)[rng.integers(len(self.to_paste))]
         source, image, region = self.to_paste[name][rng.integers(len(self.to_paste[name]))]
@@ -189,10 +194,10 @@ class CocoSamples(Dataset):
         place = (slice(top, top + size[1]), slice(left, left + size[0]))
         mask = np.zeros(pixels.shape[:2], bool)
         mask[place] = np.asarray(share) > 127
-        alpha = np.asarray(share, np.float32)[..., None] / 255
-        pixels[place] = np.asarray(cut) * alpha + pixels[place] * (1 - alpha)
         if mask.sum() < self.min_cells * 16:
             return None
+        alpha = np.asarray(share, np.float32)[..., None] / 255
+        pixels[place] = np.asarray(cut) * alpha + pixels[place] * (1 - alpha)
         return _Instance(mask, name, (source.folder.name, int(region.id)))
 
 

@@ -169,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--synthetic-share", type=int, default=5, help="batches of synthetic text in a row")
     parser.add_argument("--words-share", type=int, default=1, help="batches of each words file in a row")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--train", choices=("all", "text+decoder", "text", "ink"), default="all")
+    parser.add_argument("--train", choices=("all", "text+decoder", "text"), default="all")
     parser.add_argument("--lora-rank", type=int, default=0, help="of adapters on a ViT's attention")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=8)

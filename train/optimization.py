@@ -24,8 +24,7 @@ class LoopOptions:
             optimiser step.
         lr: of new parts; trunk_lr: of the pretrained trunk.
         muon: matrices outside the trunk by Muon, whose steps are scaled so that `lr` means what it means for AdamW.
-        train: "all"; "text": the text prompt alone; "text+decoder": prompt encoder and decoder; "ink": the head for
-            strokes at full resolution.
+        train: "all"; "text": the text prompt alone; "text+decoder": prompt encoder and decoder.
         frozen: name prefixes that do not train.
         faster: name prefix -> factor on the rate, for parts that start from nothing beside trained ones.
         lora_rank: of adapters on the ViT's attention, which then trains through them alone; 0: none.
@@ -47,7 +46,7 @@ class LoopOptions:
     trunk_lr: float = 1.5e-4
     muon: bool = False
     weight_decay: float = 0.02
-    train: Literal["all", "text", "text+decoder", "ink"] = "all"
+    train: Literal["all", "text", "text+decoder"] = "all"
     frozen: tuple[str, ...] = ()
     faster: tuple[tuple[str, float], ...] = ()
     lora_rank: int = 0
@@ -118,9 +117,7 @@ def trained_part(model: TextSamModel, part: str) -> Callable[[str], bool]:
         return lambda name: not name.startswith("image_encoder.")
     if part == "all":
         return lambda name: True
-    if part == "ink":
-        return lambda name: name.startswith("fine_masks.")
-    raise ValueError(f'train must be "text", "text+decoder", "ink" or "all", but is {part!r}')
+    raise ValueError(f'train must be "text", "text+decoder" or "all", but is {part!r}')
 
 
 def add_lora(model: nn.Module, rank: int) -> None:
