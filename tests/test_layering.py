@@ -21,6 +21,7 @@ LAYERS = [
     "modeling.image_encoder",
     "modeling.transformer",
     "modeling.fine_masks",
+    "modeling.mobile_native",
     "modeling.mobile_encoder",
     "modeling.prompt_encoder",
     "modeling.mask_refiner",

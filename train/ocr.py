@@ -35,6 +35,7 @@ from train.step import EmbeddingTable, TextSamStep
 from train.synthetic_text import SyntheticText
 from train.text_data import MixedSamples, SyntheticSamples
 from train.text_encoder import load_targets
+from train.text_looks import SCRIPT_HELP, script_shares
 from train.text_photos import TextPhotos
 from train.text_scenes import SceneOptions
 from train.text_step import WrittenTextStep
@@ -122,7 +123,9 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
     length = options.steps * options.batch_size
     sets = []
     if args.photos:
-        scenes = SyntheticText(args.photos, SceneOptions((args.size, args.size)), args.seed)
+        scenes = SyntheticText(
+            args.photos, SceneOptions((args.size, args.size), scripts=script_shares(args.script)), args.seed
+        )
         sets.append((SyntheticSamples(scenes, length), args.synthetic_share))
     for file in args.words or ():
         sets.append((TextPhotos(file, args.size, length, args.seed), args.words_share))
@@ -162,6 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--levels", type=Path, help="names of the levels, for an embedded model that lacks them")
     parser.add_argument("--fine-masks", action="store_true", help="add the head for strokes at full resolution")
     parser.add_argument("--photos", nargs="+", help="folders of photos without text, to write on")
+    parser.add_argument("--script", action="append", help=SCRIPT_HELP)
     parser.add_argument("--words", nargs="+", type=Path, help="COCO files or ICDAR folders with outlines of words")
     parser.add_argument("--transcripts", action="store_true", help="also ask for words by what they say; needs --clip")
     parser.add_argument("--objects", help="folder of sets with names, to keep what the model knew; needs --names")

@@ -22,6 +22,7 @@ from rich.progress import track
 
 from textsam.files.coco import load_coco
 from train.fonts import faces_for
+from train.text_looks import SCRIPT_HELP, script_shares
 from train.text_scenes import Scene, SceneOptions, Written, draw_scene
 
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -181,13 +182,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", default="448x448", help="WIDTHxHEIGHT in px")
     parser.add_argument("--blocks", type=int, default=4, help="most blocks of text in a scene")
     parser.add_argument("--textless", type=float, default=0.12, help="share of scenes without text")
-    parser.add_argument("--script", action="append", help="latin, hangul, digits, kana or han; may be repeated")
+    parser.add_argument("--script", action="append", help=SCRIPT_HELP)
     parser.add_argument("--held-out", action="store_true", help="fonts and words that training never draws")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     width, height = (int(side) for side in args.size.split("x"))
-    scripts = {"scripts": tuple((name, 1.0) for name in args.script)} if args.script else {}
-    options = SceneOptions((width, height), args.blocks, args.textless, args.held_out, **scripts)
+    options = SceneOptions((width, height), args.blocks, args.textless, args.held_out, script_shares(args.script))
     write_coco(SyntheticText(args.photos, options, args.seed), args.count, args.out)
 
 

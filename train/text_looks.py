@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,29 @@ from train.text_layers import Colour, Style
 
 KINDS = {"caption": 0.36, "sign": 0.28, "print": 0.18, "scattered": 0.18}
 SCRIPTS = {"latin": 0.4, "hangul": 0.38, "digits": 0.08, "kana": 0.06, "han": 0.08}
+SCRIPT_HELP = f"of synthetic text: {', '.join(SCRIPTS)}; may be repeated; hangul=3 is three times as often as latin"
+
+
+def script_shares(given: Sequence[str] | None) -> tuple[tuple[str, float], ...]:
+    """What `--script` says: names with a share each, "hangul=3", or without, "hangul", which is a share of 1.
+
+    Raises:
+        ValueError: a script that there is not, or a share that is no number above 0.
+    """
+    if not given:
+        return tuple(SCRIPTS.items())
+    shares = []
+    for entry in given:
+        name, _, share = entry.partition("=")
+        try:
+            value = float(share or 1)
+        except ValueError:
+            value = 0.0
+        if name not in SCRIPTS or not 0 < value < float("inf"):
+            expected = f"one of {', '.join(SCRIPTS)}, or NAME=SHARE with a share above 0"
+            raise ValueError(f"Expected --script {expected}, got {entry!r}.")
+        shares.append((name, value))
+    return tuple(shares)
 
 
 @dataclass(frozen=True)

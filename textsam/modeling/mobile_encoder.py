@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textsam.modeling.layers import LayerNorm2d, MLPBlock
+from textsam.modeling.mobile_native import PackedSeparable, PackedTrunk, packed
 
 # (output channels, expansion, stride) of the 17 blocks.
 MOBILENET_V2_BLOCKS = (
@@ -100,9 +101,12 @@ class MobileNetV2(nn.Module):
         Returns:
             {4: (B, 24, H/4, W/4), 8: (B, 32, ...), 16: (B, 96, ...), 32: (B, 320, ...)}.
         """
+        wanted = {block: stride for stride, (block, _) in TAPS.items()}
+        natively = packed(self, PackedTrunk, pixel_values)
+        if natively is not None:
+            return natively(pixel_values, wanted)
         x = F.relu6(self.conv0(pixel_values))
         taps: dict[int, Tensor] = {}
-        wanted = {block: stride for stride, (block, _) in TAPS.items()}
         for number in range(1, len(MOBILENET_V2_BLOCKS) + 1):
             x = self.get_submodule(f"block{number:02d}")(x)
             if number in wanted:
@@ -125,6 +129,10 @@ class SeparableConv(nn.Module):
         self.mlp = MLPBlock(channels, channels * expansion)
 
     def forward(self, x: Tensor) -> Tensor:
+        whole_vectors = x.shape[1] % 16 == 0
+        natively = packed(self, PackedSeparable, x) if whole_vectors else None
+        if natively is not None:
+            return natively(x)
         y = self.norm(self.depthwise(x)).permute(0, 2, 3, 1)
         return x + self.mlp(y).permute(0, 3, 1, 2)
 
@@ -193,26 +201,26 @@ class MobileEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = MobileNetV2()
-        self.lateral32 = nn.Conv2d(TAPS[32][1], context_dim, 1)
+        self.lateral32 = PointwiseConv2d(TAPS[32][1], context_dim)
         self.context = nn.Sequential(*(ContextBlock(context_dim, context_dim // 32) for _ in range(context_depth)))
-        self.lateral16 = nn.Conv2d(TAPS[16][1], context_dim, 1)
+        self.lateral16 = PointwiseConv2d(TAPS[16][1], context_dim)
         self.smooth16 = SeparableConv(context_dim)
-        self.neck = nn.Sequential(nn.Conv2d(context_dim, out_chans, 1), LayerNorm2d(out_chans))
+        self.neck = nn.Sequential(PointwiseConv2d(context_dim, out_chans), LayerNorm2d(out_chans))
         self.high_res_skips = high_res_skips
         if similarity_dim is not None or high_res_skips:
-            self.lateral8 = nn.Conv2d(TAPS[8][1], pyramid_dim, 1)
-            self.down16 = nn.Conv2d(context_dim, pyramid_dim, 1)
+            self.lateral8 = PointwiseConv2d(TAPS[8][1], pyramid_dim)
+            self.down16 = PointwiseConv2d(context_dim, pyramid_dim)
             self.smooth8 = SeparableConv(pyramid_dim)
         if high_res_skips:
-            self.skip8 = nn.Conv2d(pyramid_dim, out_chans // 4, 1)
-            self.lateral4 = nn.Conv2d(TAPS[4][1], out_chans // 4, 1)
-            self.down8 = nn.Conv2d(pyramid_dim, out_chans // 4, 1)
+            self.skip8 = PointwiseConv2d(pyramid_dim, out_chans // 4)
+            self.lateral4 = PointwiseConv2d(TAPS[4][1], out_chans // 4)
+            self.down8 = PointwiseConv2d(pyramid_dim, out_chans // 4)
             self.smooth4 = SeparableConv(out_chans // 4)
-            self.skip4 = nn.Conv2d(out_chans // 4, out_chans // 8, 1)
+            self.skip4 = PointwiseConv2d(out_chans // 4, out_chans // 8)
         self.similarity_head = None
         if similarity_dim is not None:
             self.similarity_head = nn.Sequential(
-                SeparableConv(pyramid_dim), nn.Conv2d(pyramid_dim, similarity_dim, 1), LayerNorm2d(similarity_dim)
+                SeparableConv(pyramid_dim), PointwiseConv2d(pyramid_dim, similarity_dim), LayerNorm2d(similarity_dim)
             )
         self.presence_head = None
         if presence_dim is not None:

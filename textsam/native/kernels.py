@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class Kernels:
@@ -143,6 +144,78 @@ class Kernels:
             *_integers(torch.get_num_threads()),
         )
         return logits
+
+    def squeeze(
+        self,
+        x: Tensor,
+        widen: tuple[Tensor, Tensor],
+        depthwise: tuple[Tensor, Tensor],
+        project: tuple[Tensor, Tensor],
+        widths: tuple[int, int],
+        stride: int,
+        shortcut: bool,
+    ) -> Tensor:
+        """An inverted residual of MobileNetV2; see mobile.cpp.
+
+        Args:
+            x: (h, w, C); or pixels (3, H, W) for the first one, which comes with the layer before it.
+            widen, project: panels and biases; see `panels`. depthwise: (9, wide) and (wide,), padded to panels.
+            widths: of the wide and of the narrow rows.
+            stride: of the depthwise product; 0: x are pixels.
+        Returns:
+            (ceil(h / stride), ceil(w / stride), narrow).
+        """
+        wide, narrow = widths
+        h, w, channels = (*x.shape[1:], 27) if not stride else x.shape
+        step = stride or 2
+        out = x.new_empty(-(-h // step), -(-w // step), narrow)
+        weights = [_pointer(each, *each.shape) for each in (*widen, *depthwise, *project)]
+        place = [_pointer(out, *out.shape), *_integers(torch.get_num_threads())]
+        if not stride:
+            pixels = _pointer(x, 3, h, w)
+            self._library.textsam_stem(*_integers(h, w, wide, narrow), pixels, *weights, *place)
+        else:
+            sizes = _integers(h, w, channels, wide, narrow, stride, shortcut)
+            self._library.textsam_squeeze(*sizes, _pointer(x, h, w, channels), *weights, *place)
+        return out
+
+    def separable(
+        self,
+        x: Tensor,
+        depthwise: tuple[Tensor, Tensor],
+        norm: tuple[Tensor, Tensor, float],
+        widen: tuple[Tensor, Tensor],
+        narrow: tuple[Tensor, Tensor],
+        wide: int,
+    ) -> Tensor:
+        """A depthwise product, layer norm, an MLP with GELU, and x itself: (h, w, C) to (h, w, C); see mobile.cpp.
+
+        Args:
+            depthwise: (9, C) and (C,). widen, narrow: panels and biases; see `panels`. wide: channels between the two.
+        """
+        h, w, channels = x.shape
+        out = torch.empty_like(x)
+        self._library.textsam_separable(
+            *_integers(h, w, channels, wide),
+            _pointer(x, h, w, channels),
+            *(_pointer(each, *each.shape) for each in (*depthwise, *norm[:2])),
+            ctypes.c_float(norm[2]),
+            *(_pointer(each, *each.shape) for each in (*widen, *narrow)),
+            _pointer(out, h, w, channels),
+            *_integers(torch.get_num_threads()),
+        )
+        return out
+
+    @property
+    def panel(self) -> int:
+        """Columns of a panel of weights, and what widths are padded to between the layers of a block."""
+        return int(self._library.textsam_panel())
+
+    def panels(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """(out, in) weights to (panels, in, panel) and their (out,) bias to (panels * panel,), with zeros behind."""
+        padded = functional.pad(weight.detach().float(), (0, 0, 0, -len(weight) % self.panel))
+        cut = padded.unflatten(0, (-1, self.panel)).transpose(1, 2).contiguous()
+        return cut, functional.pad(bias.detach().float(), (0, -len(bias) % self.panel))
 
     def score(
         self, logits: Tensor, sizes: Sequence[int], thresholds: Sequence[float], least: float

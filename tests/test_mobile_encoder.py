@@ -1,0 +1,128 @@
+"""The small encoder by the compiled kernels: PyTorch's numbers, and never those of weights that are gone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tiny_models import randomize
+from torch import Tensor, nn
+
+from textsam.modeling import mobile_native
+from textsam.modeling.mobile_encoder import MobileEncoder, MobileFeatures, SeparableConv
+from textsam.native.kernels import Kernels
+from textsam.native.library import only
+
+# 400 leaves 25 rows at stride 16: SAME pads before them, too. 32 leaves a single one at stride 32.
+SIZES = [(1, 448, 448), (2, 400, 336), (3, 32, 48)]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> MobileEncoder:
+    torch.manual_seed(0)
+    encoder = randomize(MobileEncoder(128, similarity_dim=64, presence_dim=32))
+    with torch.no_grad():
+        for parameter in encoder.trunk.parameters():
+            if parameter.ndim == 4:  # so that ReLU6 clamps some and lets some through
+                nn.init.normal_(parameter, std=2 * parameter[0].numel() ** -0.5)
+    return encoder.eval()
+
+
+def pictures(count: int, height: int, width: int) -> Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def maps(features: MobileFeatures) -> Iterator[Tensor]:
+    assert features.high_res is not None
+    assert features.similarity is not None
+    assert features.presence is not None
+    yield from (features.embeddings, *features.high_res, features.similarity, features.presence)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@torch.inference_mode()
+def test_the_kernels_compute_what_pytorch_does(
+    encoder: MobileEncoder, compiled: Kernels, size: tuple[int, int, int]
+) -> None:
+    x = pictures(*size)
+    exact = maps(copy.deepcopy(encoder).double()(x.double()))
+    with only(None):
+        plain = maps(encoder(x))
+    with only(compiled):
+        found, again = maps(encoder(x)), maps(encoder(x))
+    assert encoder.trunk in mobile_native._kept
+    for true, one, two, other in zip(exact, plain, found, again, strict=True):
+        assert one.shape == two.shape
+        # Random weights multiply rounding errors: what counts is that these are no larger than PyTorch's.
+        assert float((two - true).abs().max()) <= 2 * float((one - true).abs().max()) + 1e-6
+        assert torch.equal(two, other)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 16])
+@torch.inference_mode()
+def test_any_number_of_threads(encoder: MobileEncoder, compiled: Kernels, threads: int) -> None:
+    before = torch.get_num_threads()
+    x = pictures(1, 48, 80)
+    with only(compiled):
+        expected = encoder(x).embeddings
+        torch.set_num_threads(threads)
+        try:
+            torch.testing.assert_close(encoder(x).embeddings, expected)
+        finally:
+            torch.set_num_threads(before)
+
+
+@torch.no_grad()
+def test_changed_weights_are_packed_again(encoder: MobileEncoder, compiled: Kernels) -> None:
+    changed = copy.deepcopy(encoder)
+    x = pictures(1, 64, 64)
+    with only(compiled):
+        before = changed(x)
+        changed.trunk.conv0.weight.mul_(3)
+        changed.smooth8.mlp.lin2.weight.mul_(0.5)
+        after = list(maps(changed(x)))
+        changed.load_state_dict(encoder.state_dict())
+        restored = list(maps(changed(x)))
+    with only(None):
+        changed.trunk.conv0.weight.mul_(3)
+        changed.smooth8.mlp.lin2.weight.mul_(0.5)
+        expected = list(maps(changed(x)))
+    for was, one, two, other in zip(maps(before), after, expected, restored, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-2)
+        assert torch.equal(was, other)
+        assert not torch.allclose(was, one, rtol=2e-2, atol=2e-2)
+
+
+def test_gradients_and_training_take_pytorch(encoder: MobileEncoder, compiled: Kernels) -> None:
+    fresh = copy.deepcopy(encoder)
+    with only(compiled):
+        fresh(pictures(1, 32, 32)).embeddings.sum().backward()
+        with torch.no_grad():
+            fresh.train()(pictures(1, 32, 32))
+            fresh.eval().bfloat16()(pictures(1, 32, 32).bfloat16())
+    assert fresh.trunk.conv0.weight.grad is not None
+    assert fresh.trunk not in mobile_native._kept
+    assert fresh.smooth8 not in mobile_native._kept
+
+
+class Adapter(nn.Linear):
+    """A layer that is not the one that the kernels know."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@torch.no_grad()
+def test_adapters_and_odd_widths_take_pytorch(compiled: Kernels) -> None:
+    torch.manual_seed(0)
+    adapted, odd = randomize(SeparableConv(32)).eval(), randomize(SeparableConv(24)).eval()
+    adapted.mlp.lin1 = Adapter(32, 64)
+    x = torch.randn(1, 32, 8, 8)
+    for block, rows in ((adapted, x), (odd, x[:, :24])):
+        with only(None):
+            expected = block(rows)
+        with only(compiled):
+            torch.testing.assert_close(block(rows), expected)
+        assert block not in mobile_native._kept
