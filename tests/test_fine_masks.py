@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import randomize
@@ -15,7 +16,9 @@ from textsam.checkpoints.encoders import EXTRA_NAMES, read_extra_names, write_ex
 from textsam.config import TextSamConfig
 from textsam.language.vocabulary import UnknownNameError
 from textsam.model import TextSamModel
-from textsam.modeling.fine_masks import Surroundings, colour_shares
+from textsam.modeling.fine_masks import Conv3x3, FineFeatures, Surroundings, colour_shares
+from textsam.native.kernels import Kernels
+from textsam.native.library import only
 from textsam.prompting.cached_encoding import from_tensors, to_tensors
 
 SIDE = 64
@@ -138,3 +141,45 @@ def test_a_foreign_file_of_names_is_refused(folder: Path) -> None:
     save_file({"extra": torch.zeros(1, 512)}, folder / EXTRA_NAMES)
     with pytest.raises(ValueError, match='must hold the tensor "extra" and, as metadata'):
         textsam.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("size", [(448, 448), (256, 304), (16, 32)])
+@torch.inference_mode()
+def test_the_kernels_see_the_colours_that_pytorch_sees(
+    cat_photo: np.ndarray, compiled: Kernels, size: tuple[int, int]
+) -> None:
+    photo = torch.from_numpy(cat_photo).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = torch.cat([F.interpolate(photo, size), F.interpolate(photo.flip(3), size)])
+    ink = F.interpolate(4 * torch.randn(2, 1, 9, 9, generator=torch.Generator().manual_seed(2)), size, mode="bilinear")
+    head = FineFeatures(16)
+    with only(None):
+        expected = head.colours(pixels), colour_shares(pixels, ink)
+    with only(compiled):
+        found = head.colours(pixels), colour_shares(pixels, ink)
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(("channels", "out"), [(1, 24), (40, 32), (24, 4), (96, 96)])
+@pytest.mark.parametrize("size", [(20, 28), (1, 5), (3, 1)])
+@torch.inference_mode()
+def test_a_convolution_by_the_kernels(compiled: Kernels, channels: int, out: int, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    conv = Conv3x3(channels, out).eval()
+    x, other = torch.randn(2, channels, *size), torch.randn(2, out, *size)
+    for add, gelu in ((None, False), (None, True), (other, False), (other, True)):
+        with only(None):
+            expected = conv(x, add, gelu)
+        with only(compiled):
+            torch.testing.assert_close(conv(x, add, gelu), expected, rtol=1e-5, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_the_head_by_the_kernels(compiled: Kernels) -> None:
+    model: Any = randomize(TextSamModel(TextSamConfig.tiny(image_size=SIDE, fine_masks=True)))
+    image, coarse = model.encode_image(pictures()), logits(3, masks=2)
+    with only(None):
+        expected = model.refine_masks(image, coarse)
+    with only(compiled):
+        found = model.refine_masks(image, coarse)
+    assert float((found - expected).abs().max()) < 1e-3 * float(expected.abs().max())

@@ -10,7 +10,7 @@ import torch
 from tiny_models import randomize
 from torch import Tensor, nn
 
-from textsam.modeling import mobile_native
+from textsam.modeling import native_layers
 from textsam.modeling.mobile_encoder import MobileEncoder, MobileFeatures, SeparableConv
 from textsam.native.kernels import Kernels
 from textsam.native.library import only
@@ -52,7 +52,7 @@ def test_the_kernels_compute_what_pytorch_does(
         plain = maps(encoder(x))
     with only(compiled):
         found, again = maps(encoder(x)), maps(encoder(x))
-    assert encoder.trunk in mobile_native._kept
+    assert encoder.trunk in native_layers._kept
     for true, one, two, other in zip(exact, plain, found, again, strict=True):
         assert one.shape == two.shape
         # Random weights multiply rounding errors: what counts is that these are no larger than PyTorch's.
@@ -103,8 +103,8 @@ def test_gradients_and_training_take_pytorch(encoder: MobileEncoder, compiled: K
             fresh.train()(pictures(1, 32, 32))
             fresh.eval().bfloat16()(pictures(1, 32, 32).bfloat16())
     assert fresh.trunk.conv0.weight.grad is not None
-    assert fresh.trunk not in mobile_native._kept
-    assert fresh.smooth8 not in mobile_native._kept
+    assert fresh.trunk not in native_layers._kept
+    assert fresh.smooth8 not in native_layers._kept
 
 
 class Adapter(nn.Linear):
@@ -125,4 +125,4 @@ def test_adapters_and_odd_widths_take_pytorch(compiled: Kernels) -> None:
             expected = block(rows)
         with only(compiled):
             torch.testing.assert_close(block(rows), expected)
-        assert block not in mobile_native._kept
+        assert block not in native_layers._kept

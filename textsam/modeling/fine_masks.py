@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from textsam.modeling.layers import PointwiseConv2d, is_cpu_inference
+from textsam.modeling.native_layers import PackedConvolution, packed
 from textsam.modeling.transformer import spread
+from textsam.native.library import kernels
 
 FINE_CHANNELS, REDRAW_CHANNELS = 24, 32
 WINDOWS_PX = (16, 48)  # in which the colour of the minority is taken for ink: about a small and a large letter
@@ -51,6 +54,11 @@ def colour_shares(pixels: Tensor, logits: Tensor) -> Tensor:
     """
     with torch.autocast(pixels.device.type, enabled=False):
         pixels, logits = pixels.float(), logits.float()
+        compiled = kernels() if is_cpu_inference(pixels) else None
+        if compiled is not None:
+            pixels, logits = pixels.contiguous(), logits.contiguous()
+            sides = [window // 2 for window in SHARE_WINDOWS_PX]
+            return torch.stack([compiled.shares(*each, sides) for each in zip(pixels, logits[:, 0], strict=True)])
         ink, ground = (2 * (logits - 1)).sigmoid(), (-2 * (logits + 1)).sigmoid()
         weighted = torch.cat([ink * pixels, ground * pixels, ink, ground], dim=1)
         shares = []
@@ -63,6 +71,31 @@ def colour_shares(pixels: Tensor, logits: Tensor) -> Tensor:
         return torch.cat(shares, dim=1)
 
 
+def squares(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, 4 * C, H / 2, W / 2): `pixel_unshuffle` by 2, channels last in memory."""
+    return F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3 x 3 convolution with zeros around it."""
+
+    def __init__(self, in_chans: int, out_chans: int) -> None:
+        super().__init__(in_chans, out_chans, 3, padding=1)
+
+    def forward(self, x: Tensor, other: Tensor | None = None, gelu: bool = False) -> Tensor:
+        """(B, in_chans, h, w) -> (B, out_chans, h, w).
+
+        Args:
+            other: of the result's shape, added to it. gelu: of the sum.
+        """
+        natively = packed(self, PackedConvolution, x)
+        if natively is not None:
+            return natively(x, other, gelu)
+        y = super().forward(x)
+        y = y if other is None else other + y
+        return F.gelu(y) if gelu else y
+
+
 class Surroundings(nn.Module):
     """What lies further away, seen at half the resolution: added to the map itself.
 
@@ -73,8 +106,8 @@ class Surroundings(nn.Module):
     def __init__(self, channels: int, levels: int = 1) -> None:
         super().__init__()
         self.down = nn.Conv2d(channels, 2 * channels, 2, stride=2)
-        self.mix = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1)
-        self.up = nn.Conv2d(2 * channels, channels, 1)
+        self.mix = Conv3x3(2 * channels, 2 * channels)
+        self.up = PointwiseConv2d(2 * channels, channels)
         self.further = Surroundings(2 * channels, levels - 1) if levels > 1 else None
         if self.further is not None:
             for parameter in self.further.up.parameters():
@@ -82,7 +115,7 @@ class Surroundings(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, F, h, w) -> (N, F, h, w); h and w are multiples of 2 to the power of the levels."""
-        coarse = F.gelu(self.mix(F.gelu(self.down(x))))
+        coarse = self.mix(F.gelu(self.down(x)), gelu=True)
         if self.further is not None:
             coarse = self.further(coarse)
         return x + F.interpolate(self.up(coarse), x.shape[-2:], mode="bilinear", align_corners=False)
@@ -97,15 +130,15 @@ class FineFeatures(nn.Module):
 
     def __init__(self, skip_chans: int, channels: int = FINE_CHANNELS) -> None:
         super().__init__()
-        self.pixels = nn.Conv2d(12 * (1 + len(WINDOWS_PX)), channels, 3, padding=1)
-        self.skip = nn.Conv2d(skip_chans, channels, 1)
+        self.pixels = Conv3x3(12 * (1 + len(WINDOWS_PX)), channels)
+        self.skip = PointwiseConv2d(skip_chans, channels)
         self.around = Surroundings(channels, levels=3)
 
     def forward(self, pixel_values: Tensor, skip4: Tensor) -> Tensor:
         """(B, 3, H, W) and (B, skip_chans, H/4, W/4) -> (B, F, H/2, W/2)."""
-        x = self.pixels(F.pixel_unshuffle(self.colours(pixel_values), 2))
-        x = F.gelu(x + F.interpolate(self.skip(skip4), x.shape[-2:], mode="bilinear", align_corners=False))
-        return self.around(x)
+        x = squares(self.colours(pixel_values))
+        skip = F.interpolate(self.skip(skip4), x.shape[-2:], mode="bilinear", align_corners=False)
+        return self.around(self.pixels(x, skip, gelu=True))
 
     def colours(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 9, H, W): the colours, and their contrasts to a near and a far surrounding.
@@ -115,7 +148,13 @@ class FineFeatures(nn.Module):
         with torch.autocast(pixel_values.device.type, enabled=False):
             pixels = pixel_values.float()
             axes = torch.einsum("ac,bchw->bahw", pixels.new_tensor(COLOUR_AXES), pixels)
-            contrasts = [oriented_contrast(axes, window) for window in WINDOWS_PX]
+            compiled = kernels() if is_cpu_inference(axes) else None
+            if compiled is None:
+                contrasts = [oriented_contrast(axes, window) for window in WINDOWS_PX]
+            else:
+                sides = [window // 2 for window in WINDOWS_PX]
+                found = [compiled.contrasts(each, sides).flatten(0, 1) for each in axes.contiguous()]
+                contrasts = [torch.stack(found)]
             return torch.cat([pixels, *contrasts], dim=1).to(pixel_values.dtype)
 
 
@@ -129,11 +168,11 @@ class FineMasks(nn.Module):
     def __init__(self, skip_chans: int, channels: int = FINE_CHANNELS) -> None:
         super().__init__()
         self.features = FineFeatures(skip_chans, channels)
-        self.mask = nn.Conv2d(1, channels, 3, padding=1)
+        self.mask = Conv3x3(1, channels)
         # What is ink and what is its outline or the ground takes a look as far as a letter is wide.
         self.around = Surroundings(channels, levels=2)
-        self.near = nn.Conv2d(channels, channels, 3, padding=1)
-        self.out = nn.Conv2d(channels, 4, 3, padding=1)
+        self.near = Conv3x3(channels, channels)
+        self.out = Conv3x3(channels, 4)
         self.redraw = Redraw(channels)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
@@ -152,13 +191,14 @@ class FineMasks(nn.Module):
         height, width = pixel_values.shape[-2:]
 
         def for_each_mask(x: Tensor) -> Tensor:
-            return spread(x, count, image_index).repeat_interleave(masks, dim=0)
+            x = spread(x, count, image_index)
+            return x if masks == 1 else x.repeat_interleave(masks, dim=0)
 
         features, pixels = for_each_mask(self.features(pixel_values, skip4)), for_each_mask(pixel_values)
         coarse = F.interpolate(low_res_logits, features.shape[-2:], mode="bilinear", align_corners=False)
-        x = F.gelu(features + self.mask(torch.tanh(coarse.flatten(0, 1)[:, None] / 4).to(features.dtype)))
+        x = self.mask(torch.tanh(coarse.flatten(0, 1)[:, None] / 4).to(features.dtype), features, gelu=True)
         x = F.gelu(self.around(x))
-        x = F.gelu(x + self.near(x))
+        x = self.near(x, x, gelu=True)
         whole = F.interpolate(low_res_logits, (height, width), mode="bilinear", align_corners=False)
         drawn = whole.flatten(0, 1)[:, None] + F.pixel_shuffle(self.out(x), 2)
         return self.redraw(x, pixels, drawn)[:, 0].unflatten(0, (count, masks))
@@ -170,16 +210,16 @@ class Redraw(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         inputs = channels + 4 * (1 + len(SHARE_WINDOWS_PX))
-        self.first = nn.Conv2d(inputs, REDRAW_CHANNELS, 3, padding=1)
-        self.second = nn.Conv2d(REDRAW_CHANNELS, REDRAW_CHANNELS, 3, padding=1)
-        self.out = nn.Conv2d(REDRAW_CHANNELS, 4, 3, padding=1)
+        self.first = Conv3x3(inputs, REDRAW_CHANNELS)
+        self.second = Conv3x3(REDRAW_CHANNELS, REDRAW_CHANNELS)
+        self.out = Conv3x3(REDRAW_CHANNELS, 4)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor, pixels: Tensor, logits: Tensor) -> Tensor:
         """(N, F, H/2, W/2), (N, 3, H, W) and (N, 1, H, W) logits -> (N, 1, H, W) logits."""
         seen = torch.cat([torch.tanh(logits / 4), colour_shares(pixels, logits).to(logits.dtype)], dim=1)
-        x = torch.cat([features, F.pixel_unshuffle(seen, 2).to(features.dtype)], dim=1)
-        x = F.gelu(self.first(x))
-        x = F.gelu(x + self.second(x))
+        x = torch.cat([features, squares(seen).to(features.dtype)], dim=1)
+        x = self.first(x, gelu=True)
+        x = self.second(x, x, gelu=True)
         return logits + F.pixel_shuffle(self.out(x), 2)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from textsam.modeling.layers import LayerNorm2d, MLPBlock
-from textsam.modeling.mobile_native import PackedSeparable, PackedTrunk, packed
+from textsam.modeling.layers import LayerNorm2d, MLPBlock, PointwiseConv2d
+from textsam.modeling.native_layers import PackedSeparable, PackedTrunk, packed
 
 # (output channels, expansion, stride) of the 17 blocks.
 MOBILENET_V2_BLOCKS = (
@@ -45,19 +45,6 @@ class SameConv2d(nn.Conv2d):
             total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
             pads += [total // 2, total - total // 2]
         return F.conv2d(F.pad(x, pads), self.weight, self.bias, stride, 0, 1, self.groups)
-
-
-class PointwiseConv2d(nn.Conv2d):
-    """1x1 convolution. With channels-last memory it is a matrix product without a copy, and said as one it is quick
-    even with one thread and few images, where torch takes a slow convolution."""
-
-    def __init__(self, in_chans: int, out_chans: int) -> None:
-        super().__init__(in_chans, out_chans, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not x.is_contiguous(memory_format=torch.channels_last):
-            return super().forward(x)
-        return F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
 
 
 class InvertedResidual(nn.Module):

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-SOURCES = ("decoder.cpp", "encoder.cpp", "masks.cpp", "mobile.cpp")
+SOURCES = ("decoder.cpp", "encoder.cpp", "fine.cpp", "layers.cpp", "masks.cpp")
 HEADERS = ("kernels.h",)
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 HOME = Path(__file__).parent

@@ -155,7 +155,7 @@ class Kernels:
         stride: int,
         shortcut: bool,
     ) -> Tensor:
-        """An inverted residual of MobileNetV2; see mobile.cpp.
+        """An inverted residual of MobileNetV2; see layers.cpp.
 
         Args:
             x: (h, w, C); or pixels (3, H, W) for the first one, which comes with the layer before it.
@@ -188,7 +188,7 @@ class Kernels:
         narrow: tuple[Tensor, Tensor],
         wide: int,
     ) -> Tensor:
-        """A depthwise product, layer norm, an MLP with GELU, and x itself: (h, w, C) to (h, w, C); see mobile.cpp.
+        """A depthwise product, layer norm, an MLP with GELU, and x itself: (h, w, C) to (h, w, C); see layers.cpp.
 
         Args:
             depthwise: (9, C) and (C,). widen, narrow: panels and biases; see `panels`. wide: channels between the two.
@@ -206,6 +206,27 @@ class Kernels:
         )
         return out
 
+    def convolve(
+        self, x: Tensor, weights: tuple[Tensor, Tensor], channels: int, other: Tensor | None, gelu: bool
+    ) -> Tensor:
+        """A 3 x 3 convolution, with zeros around, of (h, w, C) to (h, w, channels); see layers.cpp.
+
+        Args:
+            weights: panels and biases of (channels, 9 * C), place by place; see `panels`.
+            other: (h, w, channels), added to it. gelu: of the sum.
+        """
+        h, w, wide = x.shape
+        out = x.new_empty(h, w, channels)
+        self._library.textsam_convolve(
+            *_integers(h, w, wide, channels, gelu),
+            _pointer(x, h, w, wide),
+            *(_pointer(each, *each.shape) for each in weights),
+            None if other is None else _pointer(other, h, w, channels),
+            _pointer(out, h, w, channels),
+            *_integers(torch.get_num_threads()),
+        )
+        return out
+
     @property
     def panel(self) -> int:
         """Columns of a panel of weights, and what widths are padded to between the layers of a block."""
@@ -216,6 +237,46 @@ class Kernels:
         padded = functional.pad(weight.detach().float(), (0, 0, 0, -len(weight) % self.panel))
         cut = padded.unflatten(0, (-1, self.panel)).transpose(1, 2).contiguous()
         return cut, functional.pad(bias.detach().float(), (0, -len(bias) % self.panel))
+
+    def contrasts(self, values: Tensor, sides: Sequence[int]) -> Tensor:
+        """Oriented contrasts of each channel to its surroundings, for K sides of blocks; see fine.cpp.
+
+        Args:
+            values: (C, H, W).
+        Returns:
+            (K, C, H, W).
+        """
+        out = values.new_empty(len(sides), *values.shape)
+        self._library.textsam_contrasts(
+            *_integers(*values.shape),
+            _pointer(values, *values.shape),
+            *_integers(len(sides)),
+            (ctypes.c_int64 * len(sides))(*sides),
+            _pointer(out, *out.shape),
+            *_integers(torch.get_num_threads()),
+        )
+        return out
+
+    def shares(self, pixels: Tensor, logits: Tensor, sides: Sequence[int]) -> Tensor:
+        """Where pixels (3, H, W) lie between the colours of ground and ink, for K sides of blocks; see fine.cpp.
+
+        Args:
+            logits: (H, W) of the ink.
+        Returns:
+            (K, H, W).
+        """
+        height, width = logits.shape
+        out = pixels.new_empty(len(sides), height, width)
+        self._library.textsam_shares(
+            *_integers(height, width),
+            _pointer(pixels, 3, height, width),
+            _pointer(logits, height, width),
+            *_integers(len(sides)),
+            (ctypes.c_int64 * len(sides))(*sides),
+            _pointer(out, *out.shape),
+            *_integers(torch.get_num_threads()),
+        )
+        return out
 
     def score(
         self, logits: Tensor, sizes: Sequence[int], thresholds: Sequence[float], least: float

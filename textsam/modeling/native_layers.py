@@ -1,7 +1,8 @@
-"""Layers of the small encoder without gradients by the compiled kernels: the same numbers, a fraction of the traffic.
+"""Layers of the small encoder and of the head for strokes without gradients, by the compiled kernels.
 
-MobileNetV2 widens its maps sixfold and narrows them again. Layer by layer, most of the time goes into writing the wide
-maps to memory and reading them back; the kernels keep a few rows of them in the cache. Their maps are channels last.
+The numbers are the same, the memory traffic is a fraction. MobileNetV2 widens its maps sixfold and narrows them again:
+layer by layer, most of the time goes into writing the wide maps to memory and reading them back; the kernels keep a few
+rows of them in the cache. Their maps are channels last.
 """
 
 from __future__ import annotations
@@ -97,6 +98,25 @@ class PackedSeparable:
         """(B, C, h, w) -> (B, C, h, w)."""
         rows = x.permute(0, 2, 3, 1).contiguous()
         return _channels_first([self.kernels.separable(each, *self.weights) for each in rows])
+
+
+class PackedConvolution:
+    """A 3 x 3 convolution with zeros around."""
+
+    def __init__(self, compiled: Kernels, conv: nn.Conv2d) -> None:
+        bias: Any = conv.bias
+        self.kernels, self.channels = compiled, conv.out_channels
+        self.weights = compiled.panels(conv.weight.permute(0, 2, 3, 1).flatten(1), bias)
+
+    def __call__(self, x: Tensor, other: Tensor | None, gelu: bool) -> Tensor:
+        """(B, C, h, w) -> (B, channels, h, w), with `other` of that shape added before GELU."""
+        rows = x.permute(0, 2, 3, 1).contiguous()
+        others = [None] * len(x) if other is None else other.permute(0, 2, 3, 1).contiguous()
+        found = [
+            self.kernels.convolve(row, self.weights, self.channels, add, gelu)
+            for row, add in zip(rows, others, strict=True)
+        ]
+        return _channels_first(found)
 
 
 def _depthwise(conv: nn.Conv2d, width: int) -> Pair:

@@ -1,4 +1,4 @@
-// The blocks of the small encoder, row by row: what a block widens stays in the cache and is never a map in memory.
+// Layers of the small models, row by row: what a block widens stays in the cache and is never a map in memory.
 //
 // Maps are channels last. Weights of products lie in panels of `kPanel` columns, so that a tile of results fits the
 // registers; rows between the layers of a block are as wide as whole panels. Borders are TensorFlow's SAME: all of it
@@ -35,17 +35,21 @@ struct Weights {
 // What happens to a tile of results on its way to memory.
 enum class End { kPlain, kClamp6, kAdd };
 
-// M rows of one panel's results. `to` has room for `columns` of them; `other` is what kAdd adds, laid out as `to`.
+// M rows of one panel's results: the sum of `parts` products of k each. `to` has room for `columns` of them; `other` is
+// what kAdd adds, laid out as `to`.
 template <int64_t M, End end>
-void tile(const float* a, int64_t lda, const float* panel, const float* bias, int64_t k, float* to, int64_t ldt,
-          int64_t columns, const float* other) {
+void tile(const float* const* a, int64_t parts, int64_t shift, int64_t lda, const float* panel, const float* bias,
+          int64_t k, float* to, int64_t ldt, int64_t columns, const float* other) {
   Vector sums[M][2];
   for (int64_t m = 0; m < M; ++m) sums[m][0] = vector(bias), sums[m][1] = vector(bias + kLanes);
-  for (int64_t i = 0; i < k; ++i, panel += kPanel) {
-    const Vector left = vector(panel), right = vector(panel + kLanes);
-    for (int64_t m = 0; m < M; ++m) {
-      sums[m][0] += a[m * lda + i] * left;
-      sums[m][1] += a[m * lda + i] * right;
+  for (int64_t part = 0; part < parts; ++part) {
+    const float* rows = a[part] + shift;
+    for (int64_t i = 0; i < k; ++i, panel += kPanel) {
+      const Vector left = vector(panel), right = vector(panel + kLanes);
+      for (int64_t m = 0; m < M; ++m) {
+        sums[m][0] += rows[m * lda + i] * left;
+        sums[m][1] += rows[m * lda + i] * right;
+      }
     }
   }
   for (int64_t m = 0; m < M; ++m) {
@@ -62,24 +66,30 @@ void tile(const float* a, int64_t lda, const float* panel, const float* bias, in
   }
 }
 
-template <End end, int64_t M>
-void tile_of(int64_t rows, const float* a, int64_t lda, const float* panel, const float* bias, int64_t k, float* to,
-             int64_t ldt, int64_t columns, const float* other) {
-  if (rows == M) return tile<M, end>(a, lda, panel, bias, k, to, ldt, columns, other);
-  if constexpr (M > 1) tile_of<end, M - 1>(rows, a, lda, panel, bias, k, to, ldt, columns, other);
+template <End end, int64_t M, typename... Rest>
+void tile_of(int64_t rows, Rest... rest) {
+  if (rows == M) return tile<M, end>(rest...);
+  if constexpr (M > 1) tile_of<end, M - 1>(rows, rest...);
 }
 
-// to (m, columns) = A (m, k) W + bias, ended. Rows are spread evenly over tiles: 14 are 7 and 7, not 12 and 2.
+// to (m, columns) = the sum of A (m, k) W over the parts of A, and of k rows of W each, + bias, ended. Rows are spread
+// evenly over tiles: 14 are 7 and 7, not 12 and 2.
 template <End end>
-void product(int64_t m, const float* a, int64_t lda, const Weights& w, float* to, int64_t ldt, int64_t columns,
-             const float* other = nullptr) {
+void product(int64_t m, const float* const* a, int64_t parts, int64_t lda, const Weights& w, float* to, int64_t ldt,
+             int64_t columns, const float* other = nullptr) {
   const int64_t tiles = (m + kTile - 1) / kTile;
   for (int64_t first = 0; first < w.n; first += kPanel)
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t top = m * t / tiles, rows = m * (t + 1) / tiles - top;
-      tile_of<end, kTile>(rows, a + top * lda, lda, w.panels + first * w.k, w.bias + first, w.k, to + top * ldt + first,
-                          ldt, columns - first, other ? other + top * ldt + first : nullptr);
+      tile_of<end, kTile>(rows, a, parts, top * lda, lda, w.panels + first * w.k * parts, w.bias + first, w.k,
+                          to + top * ldt + first, ldt, columns - first, other ? other + top * ldt + first : nullptr);
     }
+}
+
+template <End end>
+void product(int64_t m, const float* a, int64_t lda, const Weights& w, float* to, int64_t ldt, int64_t columns,
+             const float* other = nullptr) {
+  product<end>(m, &a, 1, lda, w, to, ldt, columns, other);
 }
 
 // One side under a 3 x 3 window with SAME borders.
@@ -245,6 +255,31 @@ void textsam_separable(int64_t h, int64_t w, int64_t channels, int64_t wide, con
       float* values = hidden.data();
       for (int64_t i = 0; i < w * width; ++i) values[i] = gelu(values[i]);
       product<End::kAdd>(w, values, width, second, out + y * w * channels, channels, channels, x + y * w * channels);
+    }
+  }
+}
+
+// A 3 x 3 product with zeros around (h, w, in), plus `other` where there is one, and GELU of it where asked for, to
+// (h, w, n). Weights are (9 * in, n), place by place.
+void textsam_convolve(int64_t h, int64_t w, int64_t in, int64_t n, int64_t with_gelu, const float* x,
+                      const float* panels, const float* bias, const float* other, float* out, int64_t threads) {
+  using namespace textsam;
+  const Weights weights{panels, bias, 3 * in, n};
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t all = omp_get_num_threads(), me = omp_get_thread_num();
+    Ring ring(w, in, 1);
+    for (int64_t y = h * me / all; y < h * (me + 1) / all; ++y) {
+      const float* rows[3];
+      ring.window(
+          y - 1, h, [&](int64_t row, float* to) { std::memcpy(to, x + row * w * in, sizeof(float) * w * in); }, rows);
+      float* to = out + y * w * n;
+      if (other)
+        product<End::kAdd>(w, rows, 3, in, weights, to, n, n, other + y * w * n);
+      else
+        product<End::kPlain>(w, rows, 3, in, weights, to, n, n);
+      if (with_gelu)
+        for (int64_t i = 0; i < w * n; ++i) to[i] = gelu(to[i]);
     }
   }
 }
