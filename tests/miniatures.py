@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from textsam.config import TextSamConfig
-from textsam.model import TextSamModel
+from textsam.model import TextSamConfig, TextSamModel
 
 CLIP_DIM = 48
 

@@ -20,8 +20,7 @@ from tiny_models import (
 from textsam.checkpoints import devices
 from textsam.checkpoints.devices import resolve_device, resolve_dtype
 from textsam.checkpoints.loading import load, load_model
-from textsam.config import TextSamConfig
-from textsam.model import TextSamModel
+from textsam.model import TextSamConfig, TextSamModel
 
 
 @pytest.fixture

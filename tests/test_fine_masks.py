@@ -13,9 +13,8 @@ from torch.nn import functional as F
 
 import textsam
 from textsam.checkpoints.encoders import EXTRA_NAMES, read_extra_names, write_extra_names
-from textsam.config import TextSamConfig
 from textsam.language.vocabulary import UnknownNameError
-from textsam.model import TextSamModel
+from textsam.model import TextSamConfig, TextSamModel
 from textsam.modeling.fine_masks import Conv3x3, FineFeatures, Surroundings, colour_shares
 from textsam.native.kernels import Kernels
 from textsam.native.library import only

@@ -6,8 +6,7 @@ import pytest
 import torch
 from tiny_models import randomize
 
-from textsam.config import TextSamConfig
-from textsam.model import TextSamModel
+from textsam.model import TextSamConfig, TextSamModel
 from textsam.modeling.mask_refiner import MaskQuality
 from textsam.modeling.structures import MaskPredictions
 

@@ -16,8 +16,7 @@ from tiny_models import SIDE, randomize, tiny_transformers_sam
 from torch import Tensor
 
 from textsam.checkpoints.conversion import config_from_transformers, convert_transformers_state_dict
-from textsam.config import TextSamConfig
-from textsam.model import TextSamModel
+from textsam.model import TextSamConfig, TextSamModel
 from textsam.modeling.structures import ImageEmbeddings, PromptEmbeddings
 
 pytestmark = pytest.mark.usefixtures("way")

@@ -20,9 +20,8 @@ from typer.testing import CliRunner
 
 import textsam
 from textsam.commands.cli import app
-from textsam.config import TextSamConfig
 from textsam.files.coco import load_coco
-from textsam.model import TextSamModel
+from textsam.model import TextSamConfig, TextSamModel
 from train.fonts import installed_faces
 from train.level_names import LEVELS, level_targets
 from train.ocr import with_fine_masks

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from textsam.config import TextSamConfig
-from textsam.model import TextSamModel
+from textsam.model import TextSamConfig, TextSamModel
 from train.data import CocoSamples, Source, View, shrink
 from train.interactive import noisy_boxes
 from train.loop import LoopOptions, rate, train

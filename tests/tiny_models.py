@@ -25,8 +25,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def tiny_model(seed: int = 0, **config: Any) -> Any:
     """A `TextSamModel` of 2 blocks, one windowed and one global; `config` overrides its sizes."""
-    from textsam.config import TextSamConfig
-    from textsam.model import TextSamModel
+    from textsam.model import TextSamConfig, TextSamModel
 
     sizes: dict[str, Any] = {
         "image_size": SIDE,

@@ -12,10 +12,9 @@ from textsam.companions import watch
 if TYPE_CHECKING:
     from textsam.checkpoints.loading import load
     from textsam.checkpoints.publishing import push_adapter, push_to_hub
-    from textsam.config import TextSamConfig
     from textsam.huggingface.processing import TextSamProcessor
     from textsam.language.clip import CropEncoder, TextEncoder
-    from textsam.model import TextSamModel
+    from textsam.model import TextSamConfig, TextSamModel
     from textsam.predictor import TextSam
     from textsam.text_regions.read import read_text_regions
 
@@ -38,7 +37,7 @@ _HOME = {
     "CropEncoder": "textsam.language.clip",
     "TextEncoder": "textsam.language.clip",
     "TextSam": "textsam.predictor",
-    "TextSamConfig": "textsam.config",
+    "TextSamConfig": "textsam.model",
     "TextSamModel": "textsam.model",
     "TextSamProcessor": "textsam.huggingface.processing",
     "load": "textsam.checkpoints.loading",

@@ -1,14 +1,17 @@
-"""The configuration of a TextSAM model."""
+"""The sizes of a network. `textsam.model.TextSamConfig` has the same and is a configuration of transformers, whose
+import alone takes longer than to load the embedded model."""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from transformers import PreTrainedConfig
+Config = TypeVar("Config", bound="NetworkConfig")
 
 
-class TextSamConfig(PreTrainedConfig):
-    """Sizes of a TextSAM model. The defaults are SAM ViT-B with the CLIP of the paper's appendix D.5.
+class NetworkConfig:
+    """Sizes of a TextSAM network. The defaults are SAM ViT-B with the CLIP of the paper's appendix D.5.
 
     Args:
         encoder_type: "vit" (ViTDet, SAM's own) or "mobile" (MobileNetV2 with a light pyramid).
@@ -37,8 +40,6 @@ class TextSamConfig(PreTrainedConfig):
         text_trained: False when the text parameters are still random, as after loading SAM's own checkpoints.
         pixel_mean, pixel_std: of RGB in 0..255.
     """
-
-    model_type = "textsam"
 
     def __init__(
         self,
@@ -76,7 +77,6 @@ class TextSamConfig(PreTrainedConfig):
         text_trained: bool = False,
         pixel_mean: tuple[float, ...] | list[float] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, ...] | list[float] = (58.395, 57.12, 57.375),
-        **kwargs: Any,
     ) -> None:
         if encoder_type not in ("vit", "mobile"):
             raise ValueError(f'encoder_type must be "vit" or "mobile", but is {encoder_type!r}.')
@@ -127,27 +127,41 @@ class TextSamConfig(PreTrainedConfig):
         self.text_trained = text_trained
         self.pixel_mean = list(pixel_mean)
         self.pixel_std = list(pixel_std)
-        super().__init__(**kwargs)
 
     @classmethod
-    def sam_vit_b(cls, **kwargs: Any) -> TextSamConfig:
+    def fields(cls) -> list[str]:
+        """The names of the sizes."""
+        return list(inspect.signature(NetworkConfig.__init__).parameters)[1:]
+
+    @classmethod
+    def of(cls: type[Config], other: NetworkConfig) -> Config:
+        """The same sizes as `other`'s."""
+        return cls(**{name: getattr(other, name) for name in cls.fields()})
+
+    @classmethod
+    def of_dict(cls: type[Config], content: Mapping[str, Any]) -> Config:
+        """The sizes that a `config.json` has; whatever else it has is left out."""
+        return cls(**{name: content[name] for name in cls.fields() if name in content})
+
+    @classmethod
+    def sam_vit_b(cls: type[Config], **kwargs: Any) -> Config:
         """SAM ViT-B: width 768, 12 blocks, 12 heads."""
         return cls(**kwargs)
 
     @classmethod
-    def sam_vit_l(cls, **kwargs: Any) -> TextSamConfig:
+    def sam_vit_l(cls: type[Config], **kwargs: Any) -> Config:
         """SAM ViT-L: width 1024, 24 blocks, 16 heads."""
         sizes: dict[str, Any] = {"encoder_width": 1024, "encoder_depth": 24, "encoder_heads": 16}
         return cls(**{**sizes, "global_attn_indexes": (5, 11, 17, 23), **kwargs})
 
     @classmethod
-    def sam_vit_h(cls, **kwargs: Any) -> TextSamConfig:
+    def sam_vit_h(cls: type[Config], **kwargs: Any) -> Config:
         """SAM ViT-H: width 1280, 32 blocks, 16 heads."""
         sizes: dict[str, Any] = {"encoder_width": 1280, "encoder_depth": 32, "encoder_heads": 16}
         return cls(**{**sizes, "global_attn_indexes": (7, 15, 23, 31), **kwargs})
 
     @classmethod
-    def tiny(cls, **kwargs: Any) -> TextSamConfig:
+    def tiny(cls: type[Config], **kwargs: Any) -> Config:
         """`textsam-tiny`, the embedded model: MobileNetV2, CLIP ViT-B/32 space, prompts also drawn as maps."""
         sizes: dict[str, Any] = {
             "encoder_type": "mobile",

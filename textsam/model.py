@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from textsam.config import TextSamConfig
+from textsam.config import NetworkConfig
 from textsam.modeling.prompt_encoder import PromptEncoder
 from textsam.modeling.text_sam import TextSamNetwork
+
+
+class TextSamConfig(NetworkConfig, PreTrainedConfig):
+    """`NetworkConfig` with what transformers gives to its configurations.
+
+    Args:
+        kwargs: of `NetworkConfig`, or of transformers' own.
+    """
+
+    model_type = "textsam"
+
+    def __init__(self, **kwargs: Any) -> None:
+        NetworkConfig.__init__(self, **{name: kwargs.pop(name) for name in self.fields() if name in kwargs})
+        PreTrainedConfig.__init__(self, **kwargs)
 
 
 class TextSamModel(TextSamNetwork, PreTrainedModel):
@@ -21,14 +37,16 @@ class TextSamModel(TextSamNetwork, PreTrainedModel):
     input_modalities = ["image", "text"]
     _no_split_modules = ["Block", "TwoWayAttentionBlock", "InvertedResidual"]
 
-    def __init__(self, config: TextSamConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
+        config = config if isinstance(config, TextSamConfig) else TextSamConfig.of(config)
         PreTrainedModel.__init__(self, config)  # TextSamNetwork's own would leave out what transformers prepares
         self.add_parts(config)
         self.post_init()
 
     @classmethod
     def of(cls, network: TextSamNetwork) -> TextSamModel:
-        """A network as a model of transformers. Both stand on the same weights: what changes one changes the other."""
+        """A network as a model of transformers. Both stand on the same weights and have the same
+        configuration: what changes one changes the other."""
         if isinstance(network, cls):
             return network
         with torch.device("meta"):
@@ -37,6 +55,8 @@ class TextSamModel(TextSamNetwork, PreTrainedModel):
             setattr(model, name, module)
         for name, parameter in network.named_parameters(recurse=False):
             setattr(model, name, parameter)
+        model.config.dtype = network.dtype
+        network.config = model.config
         return model.train(network.training)
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -22,12 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from textsam.config import TextSamConfig
 from textsam.evaluation.metrics import auroc, intersection_and_union, semantic_scores
 from textsam.evaluation.text import semantic_truth
 from textsam.files.coco import load_coco
 from textsam.language.vocabulary import Vocabulary
-from textsam.model import TextSamModel
+from textsam.model import TextSamConfig, TextSamModel
 from textsam.prompting.encoded_image import encode_images
 from textsam.prompting.text_reading import read_texts
 from textsam.prompting.transforms import masks_at_original_size

@@ -25,9 +25,8 @@ import textsam
 from textsam.checkpoints.devices import has_fast_bfloat16, resolve_device
 from textsam.checkpoints.encoders import CROP_ENCODER, EXTRA_NAMES, TEXT_ENCODER, packaged_folder, read_extra_names
 from textsam.checkpoints.loading import PACKAGED
-from textsam.config import TextSamConfig
 from textsam.language.vocabulary import UnknownNameError, Vocabulary
-from textsam.model import TextSamModel
+from textsam.model import TextSamConfig, TextSamModel
 from train.data import CocoSamples, Source
 from train.level_names import LEVELS
 from train.loop import LoopOptions, train

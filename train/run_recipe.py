@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from textsam.config import TextSamConfig
 from textsam.language.clip import CropEncoder, TextEncoder, load_open_clip
-from textsam.model import TextSamModel
+from textsam.model import TextSamConfig, TextSamModel
 from train.loop import Evaluation, train
 from train.readers import RecordSource
 from train.recipes import Recipe

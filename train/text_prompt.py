@@ -15,9 +15,8 @@ from typing import Any
 import torch
 
 from textsam.checkpoints.encoders import EMBEDDED, TEXT_ENCODER, packaged_folder
-from textsam.config import TextSamConfig
 from textsam.language.vocabulary import Vocabulary
-from textsam.model import TextSamModel
+from textsam.model import TextSamConfig, TextSamModel
 from train.data import Sample
 from train.stores import CropPrompts
 

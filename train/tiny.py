@@ -17,9 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from textsam.checkpoints.devices import has_fast_bfloat16, resolve_device
-from textsam.config import TextSamConfig
 from textsam.language.vocabulary import Vocabulary
-from textsam.model import TextSamModel
+from textsam.model import TextSamConfig, TextSamModel
 from train.data import CocoSamples, Source
 from train.loop import LoopOptions, train
 from train.step import EmbeddingTable, TextSamStep

@@ -69,7 +69,7 @@ def save_adapter(model: TextSamNetwork, path: str | os.PathLike[str]) -> Path:
 def read_adapter(
     path_or_id: str | os.PathLike[str], hub: HubOptions | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The fields of `TextSamConfig` that an adapter fixes (its CLIP and the form of its projection), and its tensors.
+    """The fields of `NetworkConfig` that an adapter fixes (its CLIP and the form of its projection), and its tensors.
 
     Args:
         path_or_id: a .safetensors file, a folder with `text_adapter.safetensors`, or its Hub id.
@@ -141,5 +141,6 @@ def load_adapter(model: TextSamNetwork, path_or_id: str | os.PathLike[str]) -> T
     expected = {name: state_dict[name] for name in model.text_parameter_names()}
     check_state_dict(expected, tensors, (), f"The adapter {os.fspath(path_or_id)}")
     model.load_state_dict(tensors, strict=False)  # complete: the line above compared all that an adapter holds
-    model.config.update({**fields, "text_trained": True})
+    for name, value in {**fields, "text_trained": True}.items():
+        setattr(model.config, name, value)
     return model

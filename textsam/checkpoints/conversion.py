@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from textsam.config import TextSamConfig
+    from textsam.config import NetworkConfig
 
 _MATRIX = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 # transformers' name -> Meta's. A name that no rule knows is kept: `check_state_dict` then calls it unexpected.
@@ -57,7 +57,7 @@ _REQUIRED: tuple[tuple[str, str, Any], ...] = (
 )
 
 
-def convert_transformers_state_dict(state_dict: Mapping[str, Tensor], config: TextSamConfig) -> dict[str, Tensor]:
+def convert_transformers_state_dict(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
     """The weights of transformers' `SamModel` under Meta's names. No tensor is changed or copied.
 
     Args:
@@ -94,7 +94,7 @@ def _meta_name(name: str, iou_head_depth: int) -> str:
     return name
 
 
-def config_from_transformers(config: Mapping[str, Any]) -> TextSamConfig:
+def config_from_transformers(config: Mapping[str, Any]) -> NetworkConfig:
     """The configuration of the model in a transformers `config.json` of model_type "sam".
 
     Raises:
@@ -102,7 +102,7 @@ def config_from_transformers(config: Mapping[str, Any]) -> TextSamConfig:
     """
     from transformers import SamConfig
 
-    from textsam.config import TextSamConfig
+    from textsam.config import NetworkConfig
 
     sam = SamConfig.from_dict(dict(config))
     sections = {name: getattr(sam, name) for name in ("vision_config", "prompt_encoder_config", "mask_decoder_config")}
@@ -124,7 +124,7 @@ def config_from_transformers(config: Mapping[str, Any]) -> TextSamConfig:
         )
     if wrong:
         raise ValueError(f"This SAM differs from the released ones, and is not built here: {'; '.join(wrong)}.")
-    return TextSamConfig(
+    return NetworkConfig(
         encoder_type="vit",
         image_size=vision.image_size,
         patch_size=vision.patch_size,
@@ -146,7 +146,7 @@ def config_from_transformers(config: Mapping[str, Any]) -> TextSamConfig:
     )
 
 
-def config_from_state_dict(state_dict: Mapping[str, Tensor]) -> TextSamConfig:
+def config_from_state_dict(state_dict: Mapping[str, Tensor]) -> NetworkConfig:
     """The configuration of the model in Meta's layout, read from the shapes of its tensors.
 
     The number of heads is width over head width, the second side of a relative-position table; a block is global when
@@ -157,7 +157,7 @@ def config_from_state_dict(state_dict: Mapping[str, Tensor]) -> TextSamConfig:
         ValueError: tensors that the sizes are read from are absent (another model, or a wrapped checkpoint), or their
             shapes are not those of a SAM.
     """
-    from textsam.config import TextSamConfig
+    from textsam.config import NetworkConfig
 
     blocks = _count(state_dict, r"image_encoder\.blocks\.(\d+)\..+")
     needed = {  # name -> number of axes
@@ -190,7 +190,7 @@ def config_from_state_dict(state_dict: Mapping[str, Tensor]) -> TextSamConfig:
             f"The image encoder is not SAM's: width {width} and grid {grid} with relative-position tables "
             f"{sorted(set(tables))}; one window size and one head width that divides the width are expected."
         )
-    return TextSamConfig(
+    return NetworkConfig(
         encoder_type="vit",
         image_size=grid * patch_size,
         patch_size=patch_size,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from textsam.config import TextSamConfig
+    from textsam.config import NetworkConfig
     from textsam.language.clip import CropEncoder, TextEncoder
     from textsam.language.small_clip import SmallCropEncoder, SmallTextEncoder
 
@@ -38,7 +38,7 @@ def packaged_folder(name: str) -> Path:
 
 
 def small_encoders(
-    folder: Path | None, config: TextSamConfig, device: torch.device
+    folder: Path | None, config: NetworkConfig, device: torch.device
 ) -> tuple[SmallTextEncoder, SmallCropEncoder] | None:
     """The small encoders that a model's folder carries, or shares with the embedded model; None if neither.
 
@@ -96,7 +96,7 @@ def read_extra_names(path: Path) -> tuple[list[str], Tensor, dict[str, str]]:
 
 
 def deferred_encoders(
-    config: TextSamConfig, device: torch.device
+    config: NetworkConfig, device: torch.device
 ) -> tuple[Callable[[], TextEncoder], Callable[[], CropEncoder]]:
     """Functions that fetch the CLIP that the configuration names, for whoever needs it first."""
     name, tag, template = config.clip_name, config.clip_pretrained, config.clip_template
@@ -114,7 +114,7 @@ def deferred_encoders(
     return text_encoder, crop_encoder
 
 
-def named_encoders(clip: str, config: TextSamConfig, device: torch.device) -> tuple[TextEncoder, CropEncoder]:
+def named_encoders(clip: str, config: NetworkConfig, device: torch.device) -> tuple[TextEncoder, CropEncoder]:
     """The encoders of the CLIP asked for, now.
 
     Args:
@@ -142,6 +142,6 @@ def named_encoders(clip: str, config: TextSamConfig, device: torch.device) -> tu
     return text_encoder, CropEncoder.from_pretrained(clip).to(device)
 
 
-def speaks_clip(config: TextSamConfig) -> bool:
+def speaks_clip(config: NetworkConfig) -> bool:
     """Whether any trained part of the model reads CLIP embeddings, so that only its own CLIP will do."""
     return config.text_trained or config.similarity_head

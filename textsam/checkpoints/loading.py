@@ -41,7 +41,7 @@ from textsam.checkpoints.hub import HubOptions, download, is_repo_id
 from textsam.checkpoints.weights_io import WEIGHTS_PATTERNS, read_folder_tensors, read_tensors
 
 if TYPE_CHECKING:
-    from textsam.config import TextSamConfig
+    from textsam.config import NetworkConfig
     from textsam.model import TextSamModel
     from textsam.modeling.text_sam import TextSamNetwork
     from textsam.predictor import TextSam
@@ -61,7 +61,7 @@ class Checkpoint:
     """A checkpoint in memory, before any model is built."""
 
     source: str  # what the user asked for, to be named in errors
-    config: TextSamConfig
+    config: NetworkConfig
     state_dict: dict[str, Tensor]  # under Meta's names
     folder: Path | None  # where config.json lies; None for a single file
 
@@ -182,9 +182,9 @@ def _download(repo_id: str, hub: HubOptions) -> Path:
     return folder
 
 
-def _read_config(folder: Path, source: str) -> tuple[str, TextSamConfig]:
+def _read_config(folder: Path, source: str) -> tuple[str, NetworkConfig]:
     """The model_type, "sam" or "textsam", and the configuration."""
-    from textsam.config import TextSamConfig
+    from textsam.config import NetworkConfig
 
     file = folder / "config.json"
     if not file.is_file():
@@ -199,7 +199,7 @@ def _read_config(folder: Path, source: str) -> tuple[str, TextSamConfig]:
     if kind not in ("sam", "textsam"):
         raise ValueError(f"{source} is a model of type {kind!r}, which TextSAM does not load. Accepted are {ACCEPTED}.")
     try:
-        return kind, config_from_transformers(content) if kind == "sam" else TextSamConfig.from_dict(content)
+        return kind, config_from_transformers(content) if kind == "sam" else NetworkConfig.of_dict(content)
     except Exception as error:  # Validators of several libraries look at the values, each with errors of its own.
         raise ValueError(f"{file} does not describe a model that can be built: {error}") from error
 
@@ -236,7 +236,7 @@ def _without_text(checkpoint: Checkpoint, fields: dict[str, Any]) -> Checkpoint:
     """The checkpoint less its text parameters, and with other fields in its configuration."""
     own = set(_skeleton(checkpoint).text_parameter_names())
     kept = {name: tensor for name, tensor in checkpoint.state_dict.items() if name not in own}
-    config = type(checkpoint.config).from_dict({**checkpoint.config.to_dict(), **fields})
+    config = type(checkpoint.config).of_dict({**vars(checkpoint.config), **fields})
     return replace(checkpoint, config=config, state_dict=kept)
 
 
@@ -277,5 +277,4 @@ def _build(checkpoint: Checkpoint, device: torch.device, dtype: str | torch.dtyp
         # A copy, so that the model does not stand on a file that somebody may overwrite.
         filled[name] = tensor.to(device, to_dtype if meta.is_floating_point() else meta.dtype, copy=True)
     model.load_state_dict(filled, strict=True, assign=True)
-    model.config.dtype = to_dtype
     return model.eval()

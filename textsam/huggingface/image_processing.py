@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from textsam.config import TextSamConfig
+from textsam.config import NetworkConfig
 from textsam.files.images import read_image
 from textsam.prompting.transforms import ImageGeometry, postprocess_masks, preprocess_image
 
@@ -41,7 +41,7 @@ class TextSamImageProcessor(BaseImageProcessor):
         self.pixel_std = list(pixel_std)
 
     @classmethod
-    def of_config(cls, config: TextSamConfig) -> TextSamImageProcessor:
+    def of_config(cls, config: NetworkConfig) -> TextSamImageProcessor:
         """The one that a model of this configuration needs."""
         return cls({"longest_edge": config.image_size}, config.patch_size, config.pixel_mean, config.pixel_std)
 

@@ -14,10 +14,11 @@ from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, Proces
 from textsam.checkpoints.encoders import CROP_ENCODER, TEXT_ENCODER, deferred_encoders, packaged_folder, small_encoders
 from textsam.checkpoints.hub import HubOptions, download
 from textsam.checkpoints.loading import PACKAGED
-from textsam.config import TextSamConfig
+from textsam.config import NetworkConfig
 from textsam.huggingface.image_processing import TextSamImageProcessor
 from textsam.huggingface.prompt_tensors import prompt_tensors
 from textsam.language.words import Words
+from textsam.model import TextSamConfig
 from textsam.modeling.structures import MaskPredictions
 from textsam.prompting.detections import confidence_score
 
@@ -54,7 +55,7 @@ class TextSamProcessor(ProcessorMixin):
         self._words = Words(self.encoders[0], config.clip_dim, config.clip_name)
 
     @classmethod
-    def of_config(cls, config: TextSamConfig, text_encoder: Any = None, crop_encoder: Any = None) -> TextSamProcessor:
+    def of_config(cls, config: NetworkConfig, text_encoder: Any = None, crop_encoder: Any = None) -> TextSamProcessor:
         """The one that a model of this configuration needs."""
         clip = {name: getattr(config, name) for name in _CLIP_FIELDS}
         return cls(TextSamImageProcessor.of_config(config), clip, text_encoder, crop_encoder)

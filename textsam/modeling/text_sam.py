@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from textsam.config import TextSamConfig
+from textsam.config import NetworkConfig
 from textsam.modeling.fine_masks import FineMasks
 from textsam.modeling.image_encoder import ImageEncoderViT
 from textsam.modeling.mask_decoder import MaskDecoder
@@ -25,7 +25,7 @@ from textsam.modeling.structures import ImageEmbeddings, MaskPredictions, Prompt
 from textsam.modeling.transformer import TwoWayTransformer
 
 
-def build_image_encoder(config: TextSamConfig) -> nn.Module:
+def build_image_encoder(config: NetworkConfig) -> nn.Module:
     """The encoder that `config.encoder_type` names."""
     if config.encoder_type == "mobile":
         return MobileEncoder(
@@ -50,14 +50,14 @@ def build_image_encoder(config: TextSamConfig) -> nn.Module:
 class TextSamNetwork(nn.Module):
     """Segment Anything with text beside points, boxes and masks. Every forward is differentiable."""
 
-    config: TextSamConfig
+    config: NetworkConfig
 
-    def __init__(self, config: TextSamConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
         self.add_parts(config)
 
-    def add_parts(self, config: TextSamConfig) -> None:
+    def add_parts(self, config: NetworkConfig) -> None:
         """The submodules and parameters that the configuration asks for."""
         self.image_encoder = build_image_encoder(config)
         self.prompt_encoder = PromptEncoder(

@@ -35,7 +35,7 @@ class TextRegionConfig:
 
     @classmethod
     def of(cls, config: Any) -> TextRegionConfig | None:
-        """From a `TextSamConfig`; None for a model that was not trained for text regions.
+        """From a `NetworkConfig`; None for a model that was not trained for text regions.
 
         Raises:
             ValueError: what is wrong with it.

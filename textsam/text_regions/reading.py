@@ -81,7 +81,7 @@ def read_levels(
                 if weight:
                     known_area = ink = (inked * ink + weight * logits) / (inked + weight)
                     inked += weight
-                if known_area is None or (weight and maps.scale >= 1):
+                if known_area is None or weight:
                     areas[level] = logits if known_area is None else known_area
                 else:
                     limit = float(np.log(options.threshold / (1 - options.threshold)))
