@@ -120,12 +120,10 @@ void depthwise(const float* const* rows, const Side& across, int64_t width, cons
 }
 
 // Three rows of a map that is read from top to bottom, of which each is made once, and a row of zeros for the borders.
-class Ring {
+class Ring {  // all zeros at first, as a buffer is
  public:
   Ring(int64_t columns, int64_t width, int64_t before)
-      : size_((columns + 3) * width), offset_(before * width), room_(4 * size_) {
-    std::memset(room_.data(), 0, sizeof(float) * 4 * size_);
-  }
+      : size_((columns + 3) * width), offset_(before * width), room_(4 * size_) {}
   template <typename Make>
   void window(int64_t top, int64_t height, Make make, const float** rows) {
     if (next_ < std::max<int64_t>(top, 0)) next_ = std::max<int64_t>(top, 0);
