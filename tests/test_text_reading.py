@@ -12,8 +12,9 @@ import torch
 from miniatures import HashedWords, mobile_miniature
 from written import CONFIG, box, paint, reader
 
+from textsam.config import TextSamConfig
 from textsam.language.queries import QueryList
-from textsam.model import TextSamConfig, TextSamModel
+from textsam.model import TextSamModel
 from textsam.predictor import TextSam
 from textsam.prompting.encoded_image import encode_images
 from textsam.queries import find_queries
@@ -167,38 +168,14 @@ def test_scales_of_a_picture() -> None:
     assert scales_for((3000, 4000), enlarged) == [1.0, 0.5, 0.25, 0.125]  # too large to be enlarged
 
 
-def test_ink_is_also_read_from_the_pictures_own_pixels() -> None:
+def test_ink_is_read_from_the_pictures_own_pixels() -> None:
     options = TextReadingOptions(largest_letters=120, min_scale=1 / 8, zoom=1.5)
     both, ink, words = ["word", "text stroke"], ["text stroke"], ["word"]
-    assert passes_for((720, 1280), both, options) == [(1.5, both), (1.0, ink), (0.5, both)]
+    assert passes_for((720, 1280), both, options) == [(1.5, words), (1.0, ink), (0.5, both)]
     assert passes_for((720, 1280), words, options) == [(1.5, words), (0.5, words)]
-    assert passes_for((200, 300), ink, options) == [(1.5, ink), (1.0, ink)]
+    assert passes_for((200, 300), ink, options) == [(1.0, ink)]
     plain = dataclasses.replace(options, zoom=1.0)
     assert passes_for((720, 1280), both, plain) == [(1.0, both), (0.5, both)]
-
-
-def test_ink_is_the_mean_of_its_passes() -> None:
-    """Coarser passes than half the size have no say, except in large patches."""
-    answers = iter([2.0, -1.0, 4.0, 8.0])
-
-    def read_tile(levels: Sequence[str]) -> Any:
-        logit = next(answers)
-        return lambda tile: TileAnswer(
-            np.zeros((1, len(tile) // 4, len(tile) // 4), np.float32),
-            np.ones(1, np.float32),
-            np.full(tile.shape[:2], logit, np.float32),
-        )
-
-    options = TextReadingOptions(zoom=1.5, largest_letters=120, min_scale=1 / 8, stroke_weights=(0.35, 0.45, 0.2))
-    config, picture = TextRegionConfig(("text stroke",)), np.zeros((60, 60, 3), np.uint8)
-    assert passes_for((60, 60), ["text stroke"], options) == [(1.5, ["text stroke"]), (1.0, ["text stroke"])]
-    _, areas = read_levels(picture, ["text stroke"], read_tile, config, options)
-    np.testing.assert_allclose(areas["text stroke"], (0.35 * 2 - 0.45) / 0.8, atol=1e-6)
-    answers = iter([-1.0, -4.0, -8.0])
-    options = dataclasses.replace(options, zoom=1.0, largest_letters=5)
-    assert [scale for scale, _ in passes_for((60, 60), ["text stroke"], options)] == [1, 0.5, 0.25]
-    _, areas = read_levels(picture, ["text stroke"], read_tile, config, options)
-    np.testing.assert_allclose(areas["text stroke"], (-0.45 - 0.2 * 4) / 0.65, atol=1e-6)
 
 
 def test_small_pictures_are_read_enlarged() -> None:

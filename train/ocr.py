@@ -95,7 +95,7 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
         "tile": 448,
         "shrink": dict.fromkeys(CORES, INSET),
         "growth": dict.fromkeys(CORES, GROWTH),
-        "presence_threshold": 0.9,
+        "presence_threshold": 0.95,
     }
     mobile = model.config.encoder_type == "mobile"
     if mobile:

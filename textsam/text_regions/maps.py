@@ -71,12 +71,13 @@ def passes_for(
     size_hw: tuple[int, int], levels: Sequence[str], options: TextReadingOptions
 ) -> list[tuple[float, list[str]]]:
     """What is read at which scale, finest first. Ink has to follow the picture's own pixels, which an enlarged pass has
-    only smoothed: it is read at scale 1, too."""
+    only smoothed: it is read at scale 1 instead."""
     scales = scales_for(size_hw, options)
-    passes = [(scale, list(levels)) for scale in scales]
-    if scales[0] > 1 and STROKE in levels:
-        passes.insert(1, (1.0, [STROKE]))
-    return passes
+    if scales[0] <= 1 or STROKE not in levels:
+        return [(scale, list(levels)) for scale in scales]
+    others = [level for level in levels if level != STROKE]
+    enlarged = [(scales[0], others)] if others else []
+    return [*enlarged, (1.0, [STROKE]), *((scale, list(levels)) for scale in scales[1:])]
 
 
 def read_scales(

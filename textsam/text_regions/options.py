@@ -18,8 +18,6 @@ class TextReadingOptions:
         min_scale: the coarsest pass; 1 switches off passes at reduced scale.
         presence_threshold: a tile whose presence of a level is below it says nothing of that level.
         stroke_presence: the same of ink, where it is lower.
-        stroke_weights: of an enlarged pass, of the one at scale 1 and of those at half of it or more in the mean of
-            their logits of ink. Where their mistakes differ, the mean makes fewer.
         threshold, stroke_threshold: probability above which a place belongs to a level, and to ink.
         seed, word_seed: probability that a core of a line or block, and of a word, must reach; cores that are apart
             there are taken apart. Words stand so close that their cores touch at the threshold.
@@ -39,7 +37,6 @@ class TextReadingOptions:
     min_scale: float = 1 / 8
     presence_threshold: float = 0.5
     stroke_presence: float = 0.5
-    stroke_weights: tuple[float, float, float] = (0.35, 0.45, 0.2)
     threshold: float = 0.5
     stroke_threshold: float = 0.42
     seed: float = 0.6
@@ -56,11 +53,6 @@ class TextReadingOptions:
         """The presence below which a tile says nothing of a level."""
         own = self.stroke_presence if level == "text stroke" else 1.0
         return min(self.presence_threshold, own)
-
-    def stroke_weight(self, scale: float) -> float:
-        """The weight of a pass in the mean of the logits of ink; 0: it does not count there."""
-        enlarged, own, reduced = self.stroke_weights
-        return enlarged if scale > 1 else own if scale == 1 else reduced if scale >= 0.5 else 0.0
 
     def least_score(self, level: str) -> float:
         """The score below which regions of a level are dropped."""

@@ -63,8 +63,6 @@ def read_levels(
         picture, asked, read_tile, tile=config.tile, fill=fill, options=options, on_tile=on_tile
     )
     finer = dict.fromkeys(asked, 1.0)
-    ink: np.ndarray = np.zeros((1, 1), np.float32)  # mean of the logits of ink so far
-    inked = 0.0  # sum of the weights in it
     for maps in maps_of_scales:
         for level in maps.logits:
             min_side = COARSE_FROM * options.largest_letters / finer[level]
@@ -77,15 +75,8 @@ def read_levels(
             else:
                 logits = _at_size(maps.logits[level], maps.stride[level], maps.scale, picture.shape[:2])
                 known_area = areas.get(level)
-                weight = options.stroke_weight(maps.scale) if level == STROKE else 0.0
-                if weight:
-                    known_area = ink = (inked * ink + weight * logits) / (inked + weight)
-                    inked += weight
-                if known_area is None or weight:
-                    areas[level] = logits if known_area is None else known_area
-                else:
-                    limit = float(np.log(options.threshold / (1 - options.threshold)))
-                    areas[level] = join_areas(known_area, logits, min_side, limit)
+                limit = float(np.log(options.threshold / (1 - options.threshold)))
+                areas[level] = logits if known_area is None else join_areas(known_area, logits, min_side, limit)
     size_hw = (int(picture.shape[0]), int(picture.shape[1]))
     regions = {}
     for level in dict.fromkeys(levels):
