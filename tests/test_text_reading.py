@@ -12,9 +12,8 @@ import torch
 from miniatures import HashedWords, mobile_miniature
 from written import CONFIG, box, paint, reader
 
-from textsam.config import TextSamConfig
 from textsam.language.queries import QueryList
-from textsam.model import TextSamModel
+from textsam.model import TextSamConfig, TextSamModel
 from textsam.predictor import TextSam
 from textsam.prompting.encoded_image import encode_images
 from textsam.queries import find_queries
