@@ -53,8 +53,9 @@ def colour_shares(pixels: Tensor, logits: Tensor) -> Tensor:
         (N, W, H, W) in [-1, 2] for W windows: 0 ground, 1 ink; fades to 0 where there is no ink around.
     """
     with torch.autocast(pixels.device.type, enabled=False):
+        # A run of training must not change its last digits when the kernels are ready in the midst of it.
+        compiled = kernels() if is_cpu_inference(pixels) and not logits.requires_grad else None
         pixels, logits = pixels.float(), logits.float()
-        compiled = kernels() if is_cpu_inference(pixels) else None
         if compiled is not None:
             pixels, logits = pixels.contiguous(), logits.contiguous()
             sides = [window // 2 for window in SHARE_WINDOWS_PX]
