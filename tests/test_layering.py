@@ -61,6 +61,7 @@ LAYERS = [
     "prompting.encoded_image",
     "prompting.cached_encoding",
     "prompting.answers",
+    "prompting.guided_proposals",
     "prompting.ranker",
     "prompting.exemplars",
     "text_regions.quads",

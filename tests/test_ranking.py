@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from miniatures import ColourWords
+from scipy.ndimage import binary_dilation
 from tiny_models import tiny_model
 
 from textsam.predictor import TextSam
 from textsam.prompting.detections import to_detections
+from textsam.prompting.guided_proposals import guiding_points, word_maps
 from textsam.prompting.ranking import (
     BACKGROUND_TEXTS,
     RankingOptions,
@@ -124,13 +126,13 @@ def test_small_masks_survive_shrinking():
 def test_predictor_ranks_and_says_so_once(scene, proposals):
     """Without a trained text prompt: proposals of the set image are made once, the notice comes once."""
     image, masks = scene
-    model = TextSam(
-        tiny_model(clip_dim=4), ColourWords(), ColourWords(), ranking_options=RankingOptions(logit_scale=20.0)
-    )
+    options = RankingOptions(logit_scale=20.0, guided=False)
+    model = TextSam(tiny_model(clip_dim=4), ColourWords(), ColourWords(), ranking_options=options)
     model.set_image(image)
     made = []
 
-    def generate(encoded):
+    def generate(encoded, options):
+        assert options is None
         made.append(encoded)
         return proposals
 
@@ -168,3 +170,65 @@ def test_generic_names_are_not_asked_for_twice(scene, proposals):
     model = TextSam(tiny_model(clip_dim=4), words, words)
     assert len(model._ranker.rivals(["Grass"], [])) == len(BACKGROUND_TEXTS) - 1
     assert len(model._ranker.rivals(["cat"], ["dog"])) == len(BACKGROUND_TEXTS) + 1
+
+
+# -- guided proposals ------------------------------------------------------------------------------------------------
+
+
+def test_points_lie_on_what_the_words_name(scene):
+    image, masks = scene
+    words = ColourWords()
+    maps = word_maps(words.dense(image), words.encode(["red", "blue"]), words.encode(["grey"]), logit_scale=20.0)
+    assert maps.shape == (2, 30, 40)
+    for query, discs in ((0, masks[:2]), (1, masks[2:])):
+        points = guiding_points(maps[[query]], least=0.5, most=8) * (160, 120)
+        x, y = points.astype(int).T
+        assert binary_dilation(discs.any(0), iterations=4)[y, x].all()  # a cell of 4 px may reach over the edge
+        assert all(disc[y, x].any() for disc in discs)
+        assert len(points) <= 16
+        assert len(np.unique(points, axis=0)) == len(points)
+    assert len(guiding_points(maps[:0], 0.5, 8)) == 0
+
+
+def test_a_text_that_is_nowhere_is_asked_for_at_its_best_place(scene):
+    """Whoever asks for instances of low confidence gets one to judge."""
+    words = ColourWords()
+    maps = word_maps(words.dense(scene[0]), words.encode(["green"]), words.encode(["red", "grey"]), logit_scale=20.0)
+    assert maps.max() < 0.5
+    assert len(guiding_points(maps, least=0.5, most=8)) == 1
+
+
+def test_guided_words_ask_few_points(scene):
+    """The decoder is asked where the words are, and the ranking that follows is the same."""
+    image, masks = scene
+    model = TextSam(
+        tiny_model(clip_dim=4), ColourWords(), ColourWords(), ranking_options=RankingOptions(logit_scale=20.0)
+    )
+    model.set_image(image)
+    asked = []
+
+    def generate(encoded, options):
+        (points,) = options.point_grids
+        x, y = (points * (160, 120)).astype(int).T
+        asked.append(points)
+        hit = [mask for mask in masks if mask[y, x].any()]
+        scores = np.full(len(hit), 0.9, np.float32)
+        data = {"predicted_iou": scores, "stability_score": scores}
+        return to_detections(np.array(hit).reshape(-1, 120, 160), confidence=scores, data=data)
+
+    model._ranker.generate = generate
+    with pytest.warns(UserWarning, match="text prompt is not trained"):
+        found = model.predict(text="red")
+    np.testing.assert_array_equal(found.mask, masks[:2])
+    np.testing.assert_array_equal(model.predict(text="blue").mask, masks[2:])
+    assert [len(points) < 40 for points in asked] == [True, True]
+
+
+def test_guided_words_end_to_end(scene):
+    """With a real decoder of random weights: whatever comes is in the shape that it should be."""
+    options = RankingOptions(logit_scale=20.0, guided_iou=-10.0, guided_stability=0.0)
+    model = TextSam(tiny_model(clip_dim=4), ColourWords(), ColourWords(), ranking_options=options)
+    with pytest.warns(UserWarning, match="text prompt is not trained"):
+        found = model.predict(scene[0], text=["red", "blue"], threshold=0.0)
+    assert found.mask.shape[1:] == (120, 160)
+    assert set(found.class_id.tolist()) <= {0, 1}

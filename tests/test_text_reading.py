@@ -279,6 +279,36 @@ def test_ink_is_handed_out_by_line(fine: bool) -> None:
     assert ((areas["text stroke"] > 0) == true).mean() > 0.97
 
 
+def test_ink_is_read_again_on_another_raster() -> None:
+    """What a model gets wrong because of how the letters lie on its raster of 2 px is evened out by a moved tile."""
+    picture = paint((120, 120), [box(30, 40, 90, 70)])
+    told: list[int] = []
+
+    def on_a_raster(levels: Sequence[str]) -> Any:
+        read_tile = reader(levels, fine_strokes=True)
+
+        def read(tile: np.ndarray) -> TileAnswer:
+            answer = read_tile(tile)
+            error = np.where(np.arange(tile.shape[1]) % 2, 10.0, -10.0).astype(np.float32)
+            told.append(tile.shape[1])
+            return dataclasses.replace(answer, strokes=answer.strokes + error)
+
+        return read
+
+    def ink(shifts: tuple[tuple[int, int], ...], size: int = 120) -> np.ndarray:
+        options = dataclasses.replace(ONE_SCALE, stroke_shifts=shifts)
+        part = picture[:size, :size]
+        _, areas = read_levels(part, ["text stroke"], on_a_raster, CONFIG, options, fill=(0, 0, 0))
+        return areas["text stroke"] > 0
+
+    true = picture[..., 2] > 0
+    assert ((ink(()) != true)[40:70, 40:80]).mean() > 0.3
+    told.clear()
+    np.testing.assert_array_equal(ink(((1, 0),))[35:75, 35:85], true[35:75, 35:85])
+    assert len(told) == 2
+    assert ink(((5, 3),), size=3).shape == (3, 3)  # moved out of the picture: read once
+
+
 def test_nothing_present_nothing_found() -> None:
     found, areas = read(paint((220, 420), WORDS, LINES), ["word", "text stroke"], presence=0.1)
     assert [len(found[level]) for level in found] == [0, 0]

@@ -57,7 +57,7 @@ class RankedSegmenter:
         self.mask_options = dict(mask_options or {})
         words = Words(text_encoder, None, "")
         options = ranking_options or RankingOptions()
-        self._ranker = Ranker(words, crop_encoder, lambda encoded: self.generate(encoded.pixels), options)
+        self._ranker = Ranker(words, crop_encoder, lambda encoded, _: self.generate(encoded.pixels), options)
 
     def generate(self, image: Any) -> sv.Detections:
         """The model's automatic masks; stability_score is not told by the pipeline, which filters by it, and is 1."""

@@ -26,12 +26,14 @@ class EncodedImage:
         geometry: its sizes.
         embeddings: of this photo alone (B = 1).
         proposals: its automatic masks, once ranking has asked for them.
+        dense_features: (D, hc, wc) of a CLIP, once ranking has asked for them.
     """
 
     pixels: np.ndarray
     geometry: ImageGeometry
     embeddings: ImageEmbeddings
     proposals: sv.Detections | None = None
+    dense_features: torch.Tensor | None = None
 
 
 def encode_images(

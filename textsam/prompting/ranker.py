@@ -12,8 +12,10 @@ from torch import Tensor
 
 from textsam.language.words import Words
 from textsam.prompting.answers import names_of
+from textsam.prompting.automatic_options import AutomaticOptions
 from textsam.prompting.detections import to_detections
 from textsam.prompting.encoded_image import EncodedImage
+from textsam.prompting.guided_proposals import guiding_points, word_maps
 from textsam.prompting.questions import Question
 from textsam.prompting.ranking import BACKGROUND_TEXTS, MaskEmbedder, RankingOptions, proposal_agreement, rank_proposals
 from textsam.prompting.transforms import mask_to_low_res_logits
@@ -32,12 +34,13 @@ NAMES_NOTICE = (
 
 
 class Ranker:
-    """Answers texts by ranking the automatic masks of a photo, which are made once for each photo.
+    """Answers texts by ranking automatic masks of a photo: those that points find where CLIP sees the texts, or, without
+    guidance, those of everything, which are made once for each photo.
 
     Args:
         words: embeds texts.
         crop_encoder: the image tower of the same CLIP, or a function that makes it on first use; None: there is none.
-        generate: the automatic masks of a photo, with predicted_iou and stability_score.
+        generate: the automatic masks of a photo, with predicted_iou and stability_score; options: None for the defaults.
         options: constants.
     """
 
@@ -45,7 +48,7 @@ class Ranker:
         self,
         words: Words,
         crop_encoder: MaskEmbedder | Callable[[], MaskEmbedder] | None,
-        generate: Callable[[EncodedImage], sv.Detections],
+        generate: Callable[[EncodedImage, AutomaticOptions | None], sv.Detections],
         options: RankingOptions,
     ) -> None:
         self.words = words
@@ -84,29 +87,34 @@ class Ranker:
     def agreement(self, encoded: EncodedImage, texts: Sequence[str]) -> Tensor:
         """(Q, N) in [0, 1]: how far each proposal shows what each text names."""
         crop_encoder = self.check()
-        return proposal_agreement(
-            encoded.pixels,
-            self._proposals(encoded),
-            crop_encoder,
-            self._embed(texts),
-            self.rivals(texts, []),
-            self.options,
-        )
+        embeddings, others = self._embed(texts), self.rivals(texts, [])
+        proposals = self._proposals(encoded, embeddings, others)
+        dense = self._dense(encoded)
+        return proposal_agreement(encoded.pixels, proposals, crop_encoder, embeddings, others, self.options, dense)
 
     def answer(self, encoded: EncodedImage, question: Question) -> sv.Detections:
         """The automatic masks that CLIP finds most like each text, those of a text together and best first."""
         self.check()
-        found = self.rank(encoded.pixels, self._proposals(encoded), question)
+        texts = question.texts or []
+        proposals = self._proposals(encoded, self._embed(texts), self.rivals(texts, question.negative_texts))
+        found = self.rank(encoded.pixels, proposals, question, self._dense(encoded))
         if question.return_logits:  # proposals keep no logits: a mask that was found in a crop has none in this frame
             found.data["low_res_logits"] = mask_to_low_res_logits(found.mask, encoded.geometry)[:, 0].numpy()
         return found
 
-    def rank(self, pixels: np.ndarray, proposals: sv.Detections, question: Question) -> sv.Detections:
+    def rank(
+        self,
+        pixels: np.ndarray,
+        proposals: sv.Detections,
+        question: Question,
+        dense_features: Tensor | None = None,
+    ) -> sv.Detections:
         """The proposals that CLIP finds most like each text.
 
         Args:
             pixels: (H, W, 3) uint8 RGB, the photo.
             proposals: its automatic masks, with predicted_iou and stability_score.
+            dense_features: (D, hc, wc) of the photo; None: made here.
         """
         crop_encoder, texts = self.crop_encoder, question.texts or []
         if crop_encoder is None:
@@ -120,6 +128,7 @@ class Ranker:
             self.options,
             question.max_instances,
             question.threshold,
+            dense_features,
         )
         return to_detections(
             proposals.mask[ranked.proposal_index],  # type: ignore[index]
@@ -147,7 +156,23 @@ class Ranker:
     def _embed(self, texts: Sequence[str]) -> Tensor:
         return self.words.embed(texts, torch.device("cpu"))
 
-    def _proposals(self, encoded: EncodedImage) -> sv.Detections:
+    def _dense(self, encoded: EncodedImage) -> Tensor:
+        if encoded.dense_features is None:
+            encoded.dense_features = self.check().dense(encoded.pixels)
+        return encoded.dense_features
+
+    def _proposals(self, encoded: EncodedImage, texts: Tensor, others: Tensor) -> sv.Detections:
+        options = self.options
+        if options.guided:
+            maps = word_maps(self._dense(encoded), texts, others, options.logit_scale)
+            points = guiding_points(maps, options.guided_least, options.guided_most)
+            asked = AutomaticOptions(
+                points_per_side=None,
+                point_grids=[points],
+                pred_iou_thresh=options.guided_iou,
+                stability_score_thresh=options.guided_stability,
+            )
+            return self.generate(encoded, asked)
         if encoded.proposals is None:
-            encoded.proposals = self.generate(encoded)
+            encoded.proposals = self.generate(encoded, None)
         return encoded.proposals

@@ -57,6 +57,10 @@ class RankingOptions:
         zero_outside: crops without what surrounds the mask.
         iou_threshold, containment_threshold: see `textsam.prompting.detections.mask_nms`.
         overlap_side: masks are compared at a resolution whose long side is at most this.
+        guided: ask for masks where CLIP's dense features see the texts (`guided_proposals`), instead of everywhere.
+        guided_least, guided_most: see `guiding_points`.
+        guided_iou, guided_stability: lowest predicted IoU and stability score of masks that were asked for there: fewer
+            places ask, and whether a mask shows the text is looked at afterwards.
     """
 
     logit_scale: float = 100.0
@@ -67,6 +71,11 @@ class RankingOptions:
     iou_threshold: float = 0.5
     containment_threshold: float = 0.8
     overlap_side: int = 256
+    guided: bool = True
+    guided_least: float = 0.5
+    guided_most: int = 16
+    guided_iou: float = 0.5
+    guided_stability: float = 0.7
 
 
 @dataclass(frozen=True)

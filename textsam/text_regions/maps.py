@@ -106,9 +106,11 @@ def read_scales(
     for scale, read in passes_for((picture.shape[0], picture.shape[1]), levels, options):
         size_hw = (max(round(picture.shape[0] * scale), 1), max(round(picture.shape[1] * scale), 1))
         passes.append((scale, read, TileGrid.cheapest(size_hw, sides, options.overlap)))
-    total, done = sum(len(grid) for *_, grid in passes), 0
+    total, done, ink_was_read = sum(len(grid) for *_, grid in passes), 0, False
     for scale, read, grid in passes:
         answer_tile = read_tile(read)
+        shifts = () if ink_was_read else options.stroke_shifts
+        read_ink = read_tile([STROKE]) if STROKE in read and shifts else answer_tile
         least = np.array([options.least_presence(level) for level in read])
         scaled = resize_image(picture, grid.size_hw)
         joined = JoinedMaps(grid, len(read), LOW_RES_STRIDE)
@@ -122,13 +124,27 @@ def read_scales(
             if answer.strokes is not None:
                 strokes = strokes or JoinedMaps(grid, 1, 1)
                 strokes.add(answer.strokes[None], left, top, counts[[read.index(STROKE)]])
+                for x, y in _moved(left, top, size_hw, shifts):
+                    moved = read_ink(grid.cut(scaled, x, y, fill)).strokes
+                    if moved is not None:
+                        strokes.add(moved[None], x, y)
             done += 1
             on_tile(done, total)
         logits = dict(zip(read, joined.logits(), strict=True))
         stride = dict.fromkeys(read, LOW_RES_STRIDE)
         if strokes is not None:
             logits[STROKE], stride[STROKE] = strokes.logits()[0], 1
+        ink_was_read = ink_was_read or STROKE in read
         yield LevelMaps(scale, logits, stride, dict(zip(read, presence.tolist(), strict=True)))
+
+
+def _moved(
+    left: int, top: int, size_hw: tuple[int, int], shifts: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """Where a tile is read again, if that is in the picture."""
+    for right, down in shifts:
+        if left + right < size_hw[1] and top + down < size_hw[0]:
+            yield left + right, top + down
 
 
 def model_reader(

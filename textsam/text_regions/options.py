@@ -18,6 +18,9 @@ class TextReadingOptions:
         min_scale: the coarsest pass; 1 switches off passes at reduced scale.
         presence_threshold: a tile whose presence of a level is below it says nothing of that level.
         stroke_presence: the same of ink, where it is lower.
+        stroke_shifts: where ink was found it is read again with the tile moved by these (right, down) pixels, and the
+            mean of the logits counts: how a letter lies on the model's rasters, of 2 to 32 px, is chance. Coarser passes
+            read once.
         threshold, stroke_threshold: probability above which a place belongs to a level, and to ink.
         seed, word_seed: probability that a core of a line or block, and of a word, must reach; cores that are apart
             there are taken apart. Words stand so close that their cores touch at the threshold.
@@ -37,6 +40,7 @@ class TextReadingOptions:
     min_scale: float = 1 / 8
     presence_threshold: float = 0.5
     stroke_presence: float = 0.5
+    stroke_shifts: tuple[tuple[int, int], ...] = ((7, 11),)
     threshold: float = 0.5
     stroke_threshold: float = 0.42
     seed: float = 0.6
