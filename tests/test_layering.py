@@ -87,6 +87,7 @@ LAYERS = [
     "checkpoints.encoders",
     "checkpoints.adapters",
     "checkpoints.devices",
+    "checkpoints.quantization",
     "checkpoints.loading",
     "checkpoints.publishing",
     "huggingface.image_processing",

@@ -38,6 +38,7 @@ from textsam.checkpoints.encoders import (
     speaks_clip,
 )
 from textsam.checkpoints.hub import HubOptions, download, is_repo_id
+from textsam.checkpoints.quantization import check_kind, quantize_encoder
 from textsam.checkpoints.weights_io import WEIGHTS_PATTERNS, read_folder_tensors, read_tensors
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
@@ -90,6 +92,8 @@ def load(
         device: None: cuda, else mps, else cpu, whichever is there.
         dtype: "float32", "bfloat16", "float16" or torch's; None: bfloat16 on a GPU that has it, and for a ViT on a CPU
             with AMX; float32 otherwise.
+        quantize: "int8" (weights), "int8-dynamic" (weights and products) or "float8" (weights): the ViT encoder's
+            matrices in eight bits, through torchao; the masks are then not quite SAM's. Such a model is not for saving.
         revision: of the model on the Hub: a branch, tag or commit. An adapter's goes behind its id, "org/name@v1".
         cache_dir: where files of the Hub are kept; None: the client's own (HF_HOME).
         local_files_only: take what is in that cache, and ask nobody. A private repository is read with the token of
@@ -111,19 +115,21 @@ def load(
 
     to_device = resolve_device(device)
     resolve_dtype(dtype, to_device)  # wrong names are told before anything is fetched
+    if quantize is not None:
+        check_kind(quantize)
     if clip is not None:
         parse_clip_name(clip)
     checkpoint = _read(name_or_path, adapter, HubOptions(revision, cache_dir, local_files_only))
     config = checkpoint.config
     if clip is None:
         encoders = small_encoders(checkpoint.folder, config, to_device) or deferred_encoders(config, to_device)
-        return TextSam(_build(checkpoint, to_device, dtype), *encoders)
+        return TextSam(_build(checkpoint, to_device, dtype, quantize), *encoders)
     text_encoder, crop_encoder = named_encoders(clip, config, to_device)
     if not speaks_clip(config):  # ranking goes by this CLIP from now on
         name, tag = parse_clip_name(clip)
         fields = {"clip_name": name, "clip_pretrained": tag, "clip_dim": text_encoder.embed_dim}
         checkpoint = _without_text(checkpoint, fields)
-    return TextSam(_build(checkpoint, to_device, dtype), text_encoder, crop_encoder)
+    return TextSam(_build(checkpoint, to_device, dtype, quantize), text_encoder, crop_encoder)
 
 
 def load_model(
@@ -262,7 +268,9 @@ class _WithoutStartValues(TorchFunctionMode):
         return (torch.empty if func in (torch.randn, torch.zeros, torch.ones) else func)(*args, **(kwargs or {}))
 
 
-def _build(checkpoint: Checkpoint, device: torch.device, dtype: str | torch.dtype | None) -> TextSamNetwork:
+def _build(
+    checkpoint: Checkpoint, device: torch.device, dtype: str | torch.dtype | None, quantize: str | None = None
+) -> TextSamNetwork:
     to_dtype = resolve_dtype(dtype, device, checkpoint.config.encoder_type)
     model = _skeleton(checkpoint)
     expected = model.state_dict()
@@ -277,4 +285,6 @@ def _build(checkpoint: Checkpoint, device: torch.device, dtype: str | torch.dtyp
         # A copy, so that the model does not stand on a file that somebody may overwrite.
         filled[name] = tensor.to(device, to_dtype if meta.is_floating_point() else meta.dtype, copy=True)
     model.load_state_dict(filled, strict=True, assign=True)
+    if quantize is not None:
+        quantize_encoder(model, quantize)
     return model.eval()

@@ -24,6 +24,7 @@ from textsam.commands.options import (
     Model,
     Out,
     Overwrite,
+    Quantize,
     Source,
     geometry,
     parse_names,
@@ -103,6 +104,7 @@ def segment(
     adapter: Adapter = None,
     device: Device = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
     threshold: Annotated[
         float | None, typer.Option("--threshold", min=0, max=1, help="Least confidence. Default: the model's own.")
     ] = None,
@@ -128,11 +130,11 @@ def segment(
     options |= {"threshold": threshold, "max_instances": max_instances}
     options |= {"text": names or None, "negative_text": parse_names(negative_text, "--negative-text") or None}
     paths = pictures(source)
-    sam = load(model, clip=clip, adapter=adapter, device=device, dtype=dtype)
+    sam = load(model, clip=clip, adapter=adapter, device=device, dtype=dtype, quantize=quantize)
     if cache is not None:
         sam.use_cache(cache)
     check_words([*names, *(options["negative_text"] or [])], sam)
-    settings = {"command": "segment", "model": [model, clip, adapter, str(sam.network.dtype)], **options}
+    settings = {"command": "segment", "model": [model, clip, adapter, str(sam.network.dtype), quantize], **options}
     settings["mask_input"] = file_stamp(mask)
 
     def predict(image: RgbImage) -> sv.Detections:
@@ -210,6 +212,7 @@ def evaluate(
     adapter: Adapter = None,
     device: Device = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write scores.json and cases.png there.")
     ] = None,
@@ -230,7 +233,7 @@ def evaluate(
     from textsam.evaluation.scoring import run as run_evaluation
 
     options = EvaluationOptions(prompts=tuple(prompts or ["all"]), limit=limit, max_instances=max_instances, seed=seed)
-    sam = load(model, clip=clip, adapter=adapter, device=device, dtype=dtype)
+    sam = load(model, clip=clip, adapter=adapter, device=device, dtype=dtype, quantize=quantize)
     run_evaluation(data, sam, model_name=model, images=images, out=out, options=options, console=console)
 
 

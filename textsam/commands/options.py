@@ -30,6 +30,10 @@ Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     typer.Option("--dtype", help="Default: what suits the device.", show_default=False),
 ]
+Quantize = Annotated[
+    Literal["int8", "int8-dynamic", "float8"] | None,
+    typer.Option("--quantize", help="A ViT's matrices in eight bits, through torchao.", show_default=False),
+]
 Format = Annotated[
     Literal["coco", "yolo", "voc"] | None,
     typer.Option("--format", help="Also write DIR/dataset in this form.", show_default=False),

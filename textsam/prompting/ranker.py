@@ -34,13 +34,13 @@ NAMES_NOTICE = (
 
 
 class Ranker:
-    """Answers texts by ranking automatic masks of a photo: those that points find where CLIP sees the texts, or, without
-    guidance, those of everything, which are made once for each photo.
+    """Answers texts by ranking automatic masks of a photo: those that points find where CLIP sees the texts, or
+    those of everything, which are made once for each photo.
 
     Args:
         words: embeds texts.
         crop_encoder: the image tower of the same CLIP, or a function that makes it on first use; None: there is none.
-        generate: the automatic masks of a photo, with predicted_iou and stability_score; options: None for the defaults.
+        generate: the automatic masks of a photo, with predicted_iou and stability_score; None: the default options.
         options: constants.
     """
 
