@@ -149,6 +149,15 @@ def test_report_and_pictures_are_written(data: Path, tmp_path: Path) -> None:
     assert "IoU above 0.5" in text
 
 
+def test_figures_are_whole_on_a_narrow_screen(data: Path) -> None:
+    console = Console(record=True, width=80)
+    run_ocr([data], perfect, model_name="a-model-of-a-longer-name", console=console)
+    text = console.export_text()
+    assert "hangul" in text
+    assert "0.…" not in text
+    assert "1.…" not in text
+
+
 def test_icdar_in_coco_form_holds_words(data: Path) -> None:
     def rename(content: dict[str, Any]) -> None:
         content["categories"] = [{"id": 1, "name": "text"}]

@@ -104,7 +104,7 @@ class OcrReport:
 
     def _main_tables(self) -> list[Table]:
         """Words, lines, and the rest: each fits on a screen of 80 columns."""
-        boxes = {"precision": "precision", "recall": "recall", "F": "f", "PQ": "pq"}
+        boxes = {"prec.": "precision", "recall": "recall", "F": "f", "PQ": "pq"}
         groups: dict[str, dict[str, tuple[str, str]]] = {
             "Words": {heading: ("words", key) for heading, key in boxes.items()},
             "Lines": {heading: ("lines", key) for heading, key in boxes.items()},
@@ -118,7 +118,7 @@ class OcrReport:
         for title, columns in groups.items():
             table = _table(title, "set (pictures)", "finder")
             for heading in [*columns, "s"]:
-                table.add_column(heading, justify="right")
+                table.add_column(heading, justify="right", min_width=len("0.000"))
             for set_name, finders in self.sets.items():
                 for name, scores in finders.items():
                     shown = [_number(_of(getattr(scores, group), key)) for group, key in columns.values()]
@@ -129,8 +129,8 @@ class OcrReport:
 
     def _script_table(self) -> Table:
         table = _table("Words by script", "set", "finder", "script")
-        for heading in ("words", "precision", "recall", "F", "ink IoU", "ink F"):
-            table.add_column(heading, justify="right")
+        for heading in ("words", "prec.", "recall", "F", "ink IoU", "ink F"):
+            table.add_column(heading, justify="right", min_width=len("0.000"))  # names give way on a narrow screen
         for set_name, finders in self.sets.items():
             for name, scores in finders.items():
                 for script, counts in scores.scripts.items() if len(scores.scripts) > 1 else ():
@@ -144,7 +144,7 @@ class OcrReport:
 def _table(title: str, *names: str) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in names:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, overflow="fold")
     return table
 
 
