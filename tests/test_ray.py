@@ -50,6 +50,18 @@ def label_here(tiny_folder: Path, shard_size: int) -> list[dict]:
     return rows("local")
 
 
+def assert_same(found: list[dict], expected: list[dict]) -> None:
+    """The same pictures with the same objects. Masks of random weights lie at the threshold: where a process computes
+    with another number of threads, rounding alone moves some of their pixels."""
+    plain = [[{key: row[key] for key in row if key != "annotations"} for row in part] for part in (found, expected)]
+    assert plain[0] == plain[1]
+    for row, other in zip(found, expected, strict=True):
+        names = [[each["category_name"] for each in part["annotations"] or []] for part in (row, other)]
+        assert names[0] == names[1]
+        for each, twin in zip(row["annotations"] or [], other["annotations"] or [], strict=True):
+            assert each["area"] == pytest.approx(twin["area"], rel=0.05, abs=20)
+
+
 def start(tiny_folder: Path, *options: object) -> psutil.Popen:
     """The command in a process of its own, with its own Ray."""
     words = ["label", "photos", "--classes", "classes.txt", "--out", "out", "--engine", "ray", *options]
@@ -94,7 +106,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(photos: Path, tiny_folder: Pa
     assert run.returncode == 1, errors  # one picture is broken
     assert "in 11 pictures" in output
     assert "1 failed" in output
-    assert rows("out") == label_here(tiny_folder, 2)
+    assert_same(rows("out"), label_here(tiny_folder, 2))
     assert len({row["key"] for row in rows("out")}) == len(rows("out")) == 12
 
 
@@ -128,7 +140,7 @@ def test_a_killed_run_goes_on_with_two_workers(photos: Path, tiny_folder: Path) 
     output, errors = second.communicate(timeout=TIMEOUT)
     assert second.returncode == 1, errors  # one picture is broken
     assert f"{before} done before" in output
-    assert rows("out") == label_here(tiny_folder, 100)
+    assert_same(rows("out"), label_here(tiny_folder, 100))
 
 
 @pytest.mark.slow
@@ -145,6 +157,6 @@ def test_a_cluster_of_two_nodes_loses_one_of_them(photos: Path, tiny_folder: Pat
         output, errors = run.communicate(timeout=TIMEOUT)
         assert run.returncode == 1, errors  # one picture is broken
         assert "1 failed" in output
-        assert rows("out") == label_here(tiny_folder, 1)
+        assert_same(rows("out"), label_here(tiny_folder, 1))
     finally:
         cluster.shutdown()
