@@ -57,8 +57,8 @@ def test_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
             [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stderr
-        # torchao, which transformers imports where it is installed, has PyTorch warn of its enumerations, and may itself
-        # warn of PyTorch's version.
+        # torchao, which transformers imports where it is installed, has PyTorch warn of its enumerations, and may
+        # itself warn of the version of PyTorch.
         foreign = ("torch/utils/_pytree.py", "torchao")
         assert [line for line in done.stderr.splitlines() if not any(each in line for each in foreign)] == []
         if command[0] == "-c":
