@@ -12,8 +12,6 @@ from textsam.checkpoints.loading import load
 from textsam.checkpoints.quantization import quantize_encoder
 from textsam.commands.cli import app
 
-pytest.importorskip("torchao")
-
 
 def encoder_bytes(model):
     """What the matrices of the blocks take."""

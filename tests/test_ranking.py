@@ -232,3 +232,11 @@ def test_guided_words_end_to_end(scene):
         found = model.predict(scene[0], text=["red", "blue"], threshold=0.0)
     assert found.mask.shape[1:] == (120, 160)
     assert set(found.class_id.tolist()) <= {0, 1}
+
+
+def test_presence_where_nothing_was_proposed(scene):
+    options = RankingOptions(logit_scale=20.0, guided_iou=1e9)
+    model = TextSam(tiny_model(clip_dim=4), ColourWords(), ColourWords(), ranking_options=options)
+    with pytest.warns(UserWarning, match="text prompt is not trained"):
+        assert model.presence(scene[0], ["red", "blue"]).tolist() == [0.0, 0.0]
+    assert len(model.predict(scene[0], text="red")) == 0

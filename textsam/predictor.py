@@ -286,7 +286,8 @@ class TextSam:
             return np.zeros(0, dtype=np.float32)
         embeddings = self._embed(names)
         if not self.network.config.text_trained:
-            return self._ranker.agreement(encoded, names).amax(1).numpy()
+            agreement = self._ranker.agreement(encoded, names)
+            return agreement.amax(1).numpy() if agreement.numel() else np.zeros(len(names), dtype=np.float32)
         return to_numpy(read_texts(self.network, encoded.embeddings, encoded.geometry, embeddings).presence)
 
     @torch.inference_mode()

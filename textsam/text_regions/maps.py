@@ -106,11 +106,12 @@ def read_scales(
     for scale, read in passes_for((picture.shape[0], picture.shape[1]), levels, options):
         size_hw = (max(round(picture.shape[0] * scale), 1), max(round(picture.shape[1] * scale), 1))
         passes.append((scale, read, TileGrid.cheapest(size_hw, sides, options.overlap)))
-    total, done, ink_was_read = sum(len(grid) for *_, grid in passes), 0, False
+    total, done = sum(len(grid) for *_, grid in passes), 0
+    finest_ink = next((scale for scale, read, _ in passes if STROKE in read), None)
     for scale, read, grid in passes:
         answer_tile = read_tile(read)
-        shifts = () if ink_was_read else options.stroke_shifts
-        read_ink = read_tile([STROKE]) if STROKE in read and shifts else answer_tile
+        shifts = options.stroke_shifts if scale == finest_ink and STROKE in read else ()
+        read_ink = read_tile([STROKE]) if shifts else answer_tile
         least = np.array([options.least_presence(level) for level in read])
         scaled = resize_image(picture, grid.size_hw)
         joined = JoinedMaps(grid, len(read), LOW_RES_STRIDE)
@@ -134,7 +135,6 @@ def read_scales(
         stride = dict.fromkeys(read, LOW_RES_STRIDE)
         if strokes is not None:
             logits[STROKE], stride[STROKE] = strokes.logits()[0], 1
-        ink_was_read = ink_was_read or STROKE in read
         yield LevelMaps(scale, logits, stride, dict(zip(read, presence.tolist(), strict=True)))
 
 
