@@ -53,6 +53,25 @@ def test_loading(tmp_path: Path):
     assert len(loaded.predict(torch.zeros(3, 64, 64, dtype=torch.uint8), points=[[10, 10]])) == 1
 
 
+def test_embeddings_are_cached_by_kind(tmp_path: Path):
+    tiny_model().save_pretrained(tmp_path / "vit")
+    photo = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    for kind in (None, "int8", "int8-dynamic"):
+        for hits in (0, 1):  # a new process finds what another one with the same weights has left
+            loaded = load(tmp_path / "vit", device="cpu", dtype="float32", quantize=kind)
+            cache = loaded.use_cache(tmp_path / "cache")
+            loaded.predict(photo, points=[[10, 10]])
+            assert cache.hits == hits
+
+
+def test_saving_is_refused(tmp_path: Path):
+    tiny_model().save_pretrained(tmp_path / "vit")
+    loaded = load(tmp_path / "vit", device="cpu", quantize="int8")
+    with pytest.raises(ValueError, match="load the model without quantize"):
+        loaded.model.save_pretrained(tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
 def test_what_cannot_be_is_said():
     with pytest.raises(ValueError, match="one of int8, int8-dynamic, float8, but is 'int3'"):
         load(quantize="int3")

@@ -59,6 +59,16 @@ class TextSamModel(TextSamNetwork, PreTrainedModel):
         network.config = model.config
         return model.train(network.training)
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers saves.
+
+        Raises:
+            ValueError: the encoder was quantised, for which the files have no form.
+        """
+        if any(hasattr(parameter, "__tensor_flatten__") for parameter in self.parameters()):
+            raise ValueError("Expected plain weights to save, got quantised ones: load the model without quantize.")
+        super().save_pretrained(*args, **kwargs)
+
     def _init_weights(self, module: nn.Module) -> None:
         """Start values of the text parameters, which a SAM checkpoint lacks; all else starts in its constructor.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,8 @@ def module_revision(module: nn.Module, *facts: Any) -> str:
     digest = hashlib.blake2b(repr((type(module).__qualname__, facts)).encode(), digest_size=20)
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        for part in _parts(tensor.detach(), digest.update):
+            digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -154,3 +155,14 @@ class CachedTexts:
                 kept[i] = {"embedding": embedding.cpu()}
                 self.cache.put(keys[i], kept[i])  # type: ignore[arg-type]
         return torch.stack([tensors["embedding"] for tensors in kept])  # type: ignore[index]
+
+
+def _parts(tensor: Tensor, describe: Callable[[bytes], None]) -> Iterator[Tensor]:
+    """The plain tensors of which a quantised one is made, after telling how it is used; a plain one is its own."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    names, use = tensor.__tensor_flatten__()
+    describe(repr(use).encode())
+    for name in names:
+        yield from _parts(getattr(tensor, name), describe)
