@@ -6,6 +6,8 @@
 
 PYTHON ?= python3
 # uv installs several times faster than pip and comes from the same registry; `make INSTALLER=pip` does without.
+# The bytecode is compiled once, as pip does: tests start many processes, and where Python may not write bytecode each
+# would compile all of torch anew.
 INSTALLER ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +23,7 @@ $(BIN)/python:
 $(INSTALLED): pyproject.toml | $(BIN)/python
 ifeq ($(INSTALLER),uv)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[dev]"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable ".[dev]"
 else
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 endif
