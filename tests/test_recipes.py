@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -166,24 +167,50 @@ def test_centring_needs_masks_and_words(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+def shared_recipe(size: int, accumulate: int = 1, **loop) -> Recipe:
+    """Crops of other pictures as negatives are off, since they depend on who shares a batch; drop path, since each
+    process draws its own."""
+    options = {"batch_size": size, "accumulate": accumulate, "drop_path": 0.0, **loop}
+    recipe = miniature("sam-vit-h-text", steps=2, **options)
+    return replace(recipe, step=replace(recipe.step, negatives=0, text_share=0.5))
+
+
 SCRIPT = """
 import sys
-from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, {tests!r})
+import accelerate
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from test_recipes import run, shared_recipe
 torch.set_num_threads(1)
-from test_recipes import miniature, run
-out, size, accumulate = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-recipe = miniature("sam-vit-h-text", steps=2, batch_size=size, accumulate=accumulate, drop_path=0.0, log_every=2)
-recipe = replace(recipe, step=replace(recipe.step, negatives=0, text_share=0.5))
-run(recipe, Path(sys.argv[4]), out)
+begin, prepare = accelerate.Accelerator.__init__, accelerate.Accelerator.prepare
+
+def begin_split(self, *arguments, **options):  # accelerate has FSDP on GPUs alone, PyTorch has it on CPUs too
+    begin(self, *arguments, **options)
+    AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
+    AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(fsdp_version=2)
+
+def prepare_and_count(self, model, optimizer):
+    model, optimizer = prepare(self, model, optimizer)
+    parts = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in model.parameters())
+    share = parts / sum(p.numel() for p in model.parameters())
+    sys.stdout.write(f"share: {{share:.2f}}\\n")
+    sys.stdout.flush()
+    return model, optimizer
+
+accelerate.Accelerator.prepare = prepare_and_count
+for name, stop in [("two", 1), ("two", None), ("split", 1), ("split", None), ("joined", 1)]:
+    accelerate.Accelerator.__init__ = begin if name == "two" else begin_split
+    run(shared_recipe(2, stop_after=stop), Path(sys.argv[1]), Path(sys.argv[2]) / name, resume=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
 """
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """The same four pictures a step: in one process, by accumulation, and by DDP. Crops of other pictures as negatives
-    are off, since they depend on who shares a batch; drop path, since each process draws its own."""
+    """The same four pictures a step: in one process, by accumulation, by DDP, by FSDP, and by FSDP that one process
+    carries on; stopped and resumed on the way."""
     data = write_coco(tmp_path / "data")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
@@ -192,20 +219,37 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    for name, command, size, accumulate in (
-        ("one", [sys.executable], 4, 1), ("accumulated", [sys.executable], 2, 2), ("two", launch, 2, 1)
-    ):  # fmt: skip
-        arguments = [str(script), str(tmp_path / name), str(size), str(accumulate), str(data)]
-        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-    one, accumulated, two = (
-        load_model(tmp_path / name / "model", dtype="float32").state_dict() for name in ("one", "accumulated", "two")
+    command = [*launch, str(script), str(data), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    shares = [float(found) for found in re.findall(r"share: ([\d.]+)", done.stdout)]
+    assert shares == pytest.approx([1] * 4 + [0.5] * 6, abs=0.04)
+    run(shared_recipe(4), data, tmp_path / "one")
+    run(shared_recipe(2, 2), data, tmp_path / "accumulated")
+    run(shared_recipe(2, 2), data, tmp_path / "joined", resume=True)
+    one, *others = (
+        load_model(tmp_path / name / "model", dtype="float32").state_dict()
+        for name in ("one", "accumulated", "two", "split", "joined")
     )
     start = model_of().state_dict()
     assert any((value - start[name]).abs().max() > 1e-3 for name, value in one.items())
-    for other in (accumulated, two):
+    for other in others:
         for name, value in one.items():
             torch.testing.assert_close(other[name], value, rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_what_cannot_be_split_is_refused() -> None:
+    from train.sharding import prepare_sharding
+
+    first, second = (
+        SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=v))) for v in (1, 2)
+    )
+    step = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="launch it with --use_fsdp --fsdp_version 2"):
+        prepare_sharding(first, step)
+    step.image_store = object()
+    with pytest.raises(ValueError, match="launch it without --use_fsdp"):
+        prepare_sharding(second, step)
 
 
 def test_evaluation_keeps_the_best(tmp_path: Path) -> None:

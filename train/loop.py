@@ -1,4 +1,4 @@
-"""The training loop: accelerate (one process or DDP), AdamW, EMA, evaluation, atomic checkpoints, resume.
+"""The training loop: accelerate (one process, DDP or FSDP), AdamW, EMA, evaluation, atomic checkpoints, resume.
 
 A step is a function of (seed, step number, rank): a resumed run sees the samples, clicks and dropped paths that it
 would have seen.
@@ -6,6 +6,7 @@ would have seen.
 
 from __future__ import annotations
 
+import copy
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from textsam.model import TextSamModel
 from train.optimization import LoopOptions, build_optimizer, rate
 from train.packing import pack
 from train.run_files import averaged_model, load_checkpoint, save_checkpoint, write_log, write_model
+from train.sharding import local, prepare_sharding, split, split_like, whole
 
 __all__ = ["LoopOptions", "rate", "train"]
 
@@ -52,16 +54,25 @@ def train(
         # A batch without a click never touches the point embeddings.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    if accelerator.distributed_type not in (DistributedType.NO, *_DATA_PARALLEL):
-        raise ValueError(f"training runs in one process or with DDP, not with {accelerator.distributed_type.value}")
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.FSDP, *_DATA_PARALLEL):
+        raise ValueError(f"training runs in one process, with DDP or with FSDP, not with {kind.value}")
     model = step_module.model
     optimizer = build_optimizer(model, options)
+    checkpoint = load_checkpoint(out / "last.pt", model) if resume and (out / "last.pt").exists() else None
+    plain = model
+    if kind == DistributedType.FSDP:
+        if options.muon:
+            raise ValueError("muon takes whole matrices, which FSDP splits: train with one of the two")
+        plain = copy.deepcopy(model) if accelerator.is_main_process else model
+        step_module = prepare_sharding(accelerator, step_module)
+    wrapped, optimizer = accelerator.prepare(step_module, optimizer)
     ema = {name: value.detach().clone().float() for name, value in _averaged(model, options).items()}
     start, seconds, best = 0, 0.0, None
-    if resume and (out / "last.pt").exists():
-        start, seconds, best = load_checkpoint(out / "last.pt", model, optimizer, ema)
-    wrapped, optimizer = accelerator.prepare(step_module, optimizer)
-    ema = {name: value.to(accelerator.device) for name, value in ema.items()}
+    if checkpoint is not None:
+        start, seconds, best = checkpoint["step"], checkpoint["seconds"], checkpoint.get("best")
+        restore(optimizer, ema, checkpoint)
+        del checkpoint
     rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     batches = iter(_loader(data, start, options, rank, world))
     stop = _stop_on_sigterm()
@@ -91,6 +102,7 @@ def train(
                     accelerator.backward(loss / options.accumulate)
                 sums.add({"loss": loss, **results})
             norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], options.clip_norm)
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
             if torch.isfinite(norm):
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -98,23 +110,25 @@ def train(
             sums.add({"norm": norm})
             leaving = _agree(accelerator, bool(stop) or spent >= 1) or step + 1 == options.stop_after
             done, elapsed = step + 1, time.monotonic() - began
-            if main:
-                if done % options.log_every == 0:
-                    record = sums.take()
-                    _print(progress, write_log(out, {"step": done, "seconds": round(elapsed, 1), **record}))
-                    for name, value in record.items() if writer else ():
-                        writer.add_scalar(name.replace("_", "figures/", 1) if name[0] == "_" else name, value, done)
-                if evaluate is not None and (done % options.eval_every == 0 or done == options.steps):
-                    averaged = averaged_model(model, ema)
-                    figures = evaluate(averaged)
-                    _print(progress, write_log(out, {"step": done, **{f"val_{k}": v for k, v in figures.items()}}))
-                    if best is None or figures["score"] > best:
-                        best = figures["score"]
-                        write_model(
-                            out / "best", averaged, {"step": done, "figures": figures, "options": asdict(options)}
-                        )
-                if done % options.save_every == 0 or done == options.steps or leaving:
-                    save_checkpoint(out, model, optimizer, ema, done, elapsed, options, best)
+            if main and done % options.log_every == 0:
+                record = sums.take()
+                _print(progress, write_log(out, {"step": done, "seconds": round(elapsed, 1), **record}))
+                for name, value in record.items() if writer else ():
+                    writer.add_scalar(name.replace("_", "figures/", 1) if name[0] == "_" else name, value, done)
+            evaluating = evaluate is not None and (done % options.eval_every == 0 or done == options.steps)
+            saving = done % options.save_every == 0 or done == options.steps or leaving
+            if evaluating or saving:
+                states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema}
+                states = whole(states)  # what is split, by all processes; the rest of it is for one
+            if main and evaluate is not None and evaluating:
+                averaged = averaged_model(plain, states["ema"])
+                figures = evaluate(averaged)
+                _print(progress, write_log(out, {"step": done, **{f"val_{k}": v for k, v in figures.items()}}))
+                if best is None or figures["score"] > best:
+                    best = figures["score"]
+                    write_model(out / "best", averaged, {"step": done, "figures": figures, "options": asdict(options)})
+            if main and saving:
+                save_checkpoint(out, averaged_model(plain, states["ema"]), states, done, elapsed, options, best)
             progress.update(task, completed=done)
             if leaving:
                 break
@@ -162,7 +176,18 @@ def sample_indices(start: int, options: LoopOptions, rank: int, world: int) -> I
 def update_ema(ema: dict[str, Tensor], model: TextSamModel, decay: float) -> None:
     state = model.state_dict()
     names = [name for name in ema if state[name].is_floating_point()]
-    torch._foreach_lerp_([ema[n] for n in names], [state[n].float() for n in names], 1 - decay)
+    torch._foreach_lerp_([local(ema[n]) for n in names], [local(state[n]).float() for n in names], 1 - decay)
+
+
+def restore(optimizer: torch.optim.Optimizer, ema: dict[str, Tensor], checkpoint: dict[str, Any]) -> None:
+    """Puts a checkpoint's optimiser and averages in place, split as they are. The learning rates are today's."""
+    rates = [group["base_lr"] for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    optimizer.load_state_dict(split_like(checkpoint["optimizer"], parameters))
+    for group, lr in zip(optimizer.param_groups, rates, strict=True):
+        group["base_lr"] = lr
+    for name, value in checkpoint["ema"].items():
+        ema[name] = split(value, ema[name])
 
 
 def _agree(accelerator: Accelerator, stop: bool) -> bool:

@@ -30,15 +30,17 @@ def averaged_model(model: TextSamModel, ema: dict[str, Tensor]) -> TextSamModel:
 
 
 def save_checkpoint(
-    out: Path, model: TextSamModel, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor], step: int,
-    seconds: float, options: LoopOptions, best: float | None = None,
+    out: Path, shipped: TextSamModel, states: dict[str, Any], step: int, seconds: float, options: LoopOptions,
+    best: float | None = None,
 ) -> None:  # fmt: skip
-    """The files to go on from and to use."""
+    """The files to go on from and to use.
+
+    Args:
+        shipped: `averaged_model`. states: of "model", "optimizer" and "ema", whole.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema, "best": best}
-    torch.save({**state, "step": step, "seconds": seconds}, out / "last.pt.part")
+    torch.save({**states, "best": best, "step": step, "seconds": seconds}, out / "last.pt.part")
     os.replace(out / "last.pt.part", out / "last.pt")
-    shipped = averaged_model(model, ema)
     write_model(out / "model", shipped, {"step": step, "seconds": round(seconds), "options": asdict(options)})
     if options.train == "text":
         save_adapter(shipped, out / "adapter")
@@ -54,19 +56,12 @@ def write_model(folder: Path, model: TextSamModel, record: dict[str, Any]) -> No
         os.replace(file, folder / file.name)
 
 
-def load_checkpoint(
-    path: Path, model: TextSamModel, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor]
-) -> tuple[int, float, float | None]:
-    """Put a checkpoint back in place; returns the step, the seconds trained and the best score so far."""
+def load_checkpoint(path: Path, model: TextSamModel) -> dict[str, Any]:
+    """Puts the weights back in place; returns all of the checkpoint: the optimiser's state, the averages, the step, the
+    seconds trained and the best score so far."""
     state = torch.load(path, weights_only=True, map_location="cpu")
-    model.load_state_dict(state["model"])
-    rates = [group["base_lr"] for group in optimizer.param_groups]
-    optimizer.load_state_dict(state["optimizer"])
-    for group, lr in zip(optimizer.param_groups, rates, strict=True):
-        group["base_lr"] = lr
-    for name, value in state["ema"].items():
-        ema[name] = value.to(ema[name].device)
-    return state["step"], state["seconds"], state.get("best")
+    model.load_state_dict(state.pop("model"))
+    return state
 
 
 def write_log(out: Path, record: dict[str, float]) -> str:

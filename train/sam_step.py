@@ -110,9 +110,12 @@ class SamStep(nn.Module):
                 self._rounds(image, part, kind, schedule, results)
         if self.options.negatives:
             self._negatives(image, samples, clip, results)
-        # A batch without a mask still has a loss, of which nothing depends on the weights.
+        # A batch without a mask still has a loss, of which nothing depends on the weights: the encoder's take part by
+        # way of its result, as elsewhere they may be in use by other processes.
         if not any(value.requires_grad for value in results.values()):
-            results["mask"] = results["mask"] + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
+            parameters = dict(self.named_parameters()).items()
+            others = [p for name, p in parameters if p.requires_grad and "image_encoder" not in name]
+            results["mask"] = zero + 0 * image.image_embeddings.sum() + 0 * sum(p.sum() for p in others)
         return results
 
     def encode(self, samples: list[Sample]) -> ImageEmbeddings:
