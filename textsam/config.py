@@ -35,6 +35,8 @@ class NetworkConfig:
         mask_refinement: masks are drawn after a second look at stride 4; needs dense_geometry.
         fine_masks: masks can be redrawn at the input's full resolution, for the strokes of letters; needs
             `high_res_skips`. See `FineMasks`.
+        finish_masks: fine masks are drawn a last time from several views of the picture; needs fine_masks.
+        mask_detail: masks are redrawn near by, on the photo's own pixels. See `MaskDetail`.
         text_regions: of a model that finds written text: its levels, tile and rule of shrinking, as
             `textsam.text_regions.levels.TextRegionConfig` has them; None for any other.
         text_trained: False when the text parameters are still random, as after loading SAM's own checkpoints.
@@ -73,6 +75,8 @@ class NetworkConfig:
         dense_geometry: bool = False,
         mask_refinement: bool = False,
         fine_masks: bool = False,
+        finish_masks: bool = False,
+        mask_detail: bool = False,
         text_regions: dict[str, Any] | None = None,
         text_trained: bool = False,
         pixel_mean: tuple[float, ...] | list[float] = (123.675, 116.28, 103.53),
@@ -91,6 +95,8 @@ class NetworkConfig:
             raise ValueError(f'{" and ".join(asked)} need encoder_type="mobile"; the ViT lacks them.')
         if fine_masks and not high_res_skips:
             raise ValueError("fine_masks needs high_res_skips=True: it starts from the map at stride 4.")
+        if finish_masks and not fine_masks:
+            raise ValueError("finish_masks needs fine_masks=True: it goes on from their drawing.")
         if mask_refinement and not dense_geometry:
             raise ValueError("mask_refinement needs dense_geometry=True: it looks at the prompts as they are drawn.")
         self.encoder_type = encoder_type
@@ -123,6 +129,8 @@ class NetworkConfig:
         self.dense_geometry = dense_geometry
         self.mask_refinement = mask_refinement
         self.fine_masks = fine_masks
+        self.finish_masks = finish_masks
+        self.mask_detail = mask_detail
         self.text_regions = text_regions
         self.text_trained = text_trained
         self.pixel_mean = list(pixel_mean)

@@ -192,13 +192,17 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     step, data, options = build(args)
     train(step, data, options, args.out, args.resume)
-    copy_encoders(args, args.out / "model")
+    copy_encoders(args.model, args.out / "model", args.levels)
 
 
-def copy_encoders(args: argparse.Namespace, folder: Path) -> None:
-    """The embedded encoders, or the names added to them, beside the trained weights."""
-    start = packaged_folder(args.model) if args.model in PACKAGED else Path(args.model)
-    extra = args.levels or start / EXTRA_NAMES
+def copy_encoders(model: str, folder: Path, names: Path | None = None) -> None:
+    """The embedded encoders of the model that was started from, or the names added to them, beside the trained weights.
+
+    Args:
+        model: name or folder. names: a file of added names, if not the model's own.
+    """
+    start = packaged_folder(model) if model in PACKAGED else Path(model)
+    extra = names or start / EXTRA_NAMES
     if extra.is_file():
         shutil.copyfile(extra, folder / EXTRA_NAMES)
         return

@@ -25,7 +25,7 @@ class LoopOptions:
         lr: of new parts; trunk_lr: of the pretrained trunk.
         muon: matrices outside the trunk by Muon, whose steps are scaled so that `lr` means what it means for AdamW.
         train: "all"; "text": the text prompt alone; "text+decoder": prompt encoder and decoder.
-        frozen: name prefixes that do not train.
+        frozen: name prefixes that do not train. only: name prefixes beside which nothing trains; none: no such limit.
         faster: name prefix -> factor on the rate, for parts that start from nothing beside trained ones.
         lora_rank: of adapters on the ViT's attention, which then trains through them alone; 0: none.
         layer_decay: a ViT block's rate relative to that of the block after it; 1: all alike.
@@ -48,6 +48,7 @@ class LoopOptions:
     weight_decay: float = 0.02
     train: Literal["all", "text", "text+decoder"] = "all"
     frozen: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
     faster: tuple[tuple[str, float], ...] = ()
     lora_rank: int = 0
     trunk: str = "image_encoder.trunk."
@@ -100,6 +101,7 @@ def prepare_parts(model: TextSamModel, options: LoopOptions) -> None:
     trains = trained_part(model, options.train)
     for name, parameter in model.named_parameters():
         kept = not (options.frozen and name.startswith(options.frozen)) and trains(name)
+        kept = kept and (not options.only or name.startswith(options.only))
         if options.lora_rank and name.startswith("image_encoder."):
             kept = "lora_" in name
         parameter.requires_grad_(kept)

@@ -4,9 +4,12 @@ The stroke of a letter is often thinner than the 4 px that a mask's cell is wide
 mask says; which of the pixels there are ink, their colours say. The convolutions work on 2 x 2 px at a time (Shi et al.
 2016, *Sub-Pixel Convolution*), at a quarter of the cost of full resolution. A first drawing tells what colours ink and
 ground have around each place; where between the two a pixel lies then tells how much of it is ink, as in matting.
+Where a picture was looked at in several places of the model's rasters, a last drawing starts from all of them.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -159,14 +162,28 @@ class FineFeatures(nn.Module):
             return torch.cat([pixels, *contrasts], dim=1).to(pixel_values.dtype)
 
 
+class FineDrawing(NamedTuple):
+    """Masks at full resolution.
+
+    Attributes:
+        logits: (N, M, H, W).
+        features: (N * M, F, H/2, W/2), what they were drawn from. pixels: (N * M, 3, H, W), the pictures.
+    """
+
+    logits: Tensor
+    features: Tensor
+    pixels: Tensor
+
+
 class FineMasks(nn.Module):
     """Adds to a bilinearly enlarged mask what the pixels say; nothing at the start of training.
 
     Args:
         skip_chans: channels of the encoder's map at stride 4.
+        finish: with a part for a last drawing, see `finish_drawing`.
     """
 
-    def __init__(self, skip_chans: int, channels: int = FINE_CHANNELS) -> None:
+    def __init__(self, skip_chans: int, channels: int = FINE_CHANNELS, *, finish: bool = False) -> None:
         super().__init__()
         self.features = FineFeatures(skip_chans, channels)
         self.mask = Conv3x3(1, channels)
@@ -175,18 +192,17 @@ class FineMasks(nn.Module):
         self.near = Conv3x3(channels, channels)
         self.out = Conv3x3(channels, 4)
         self.redraw = Redraw(channels)
+        self.finish = Redraw(channels, maps=1) if finish else None
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
     def forward(
         self, pixel_values: Tensor, skip4: Tensor, low_res_logits: Tensor, image_index: Tensor | None = None
-    ) -> Tensor:
+    ) -> FineDrawing:
         """
         Args:
             pixel_values: (B, 3, H, W). skip4: (B, skip_chans, H/4, W/4).
             low_res_logits: (N, M, h, w). image_index: (N,), None when B is 1 or N.
-        Returns:
-            (N, M, H, W) logits.
         """
         count, masks = low_res_logits.shape[:2]
         height, width = pixel_values.shape[-2:]
@@ -202,24 +218,46 @@ class FineMasks(nn.Module):
         x = self.near(x, x, gelu=True)
         whole = F.interpolate(low_res_logits, (height, width), mode="bilinear", align_corners=False)
         drawn = whole.flatten(0, 1)[:, None] + F.pixel_shuffle(self.out(x), 2)
-        return self.redraw(x, pixels, drawn)[:, 0].unflatten(0, (count, masks))
+        return FineDrawing(self.redraw(x, pixels, drawn)[:, 0].unflatten(0, (count, masks)), x, pixels)
+
+    def finish_drawing(self, drawing: FineDrawing, logits: Tensor, difference: Tensor) -> Tensor:
+        """The last drawing, from what several views of the same picture show together.
+
+        Args:
+            drawing: of one view. logits: (N, M, H, W), the mean over the views, in this one's place.
+            difference: (N, M, H, W) >= 0, how far the views are apart; 0 where there is but one.
+        Returns:
+            (N, M, H, W) logits.
+        Raises:
+            ValueError: the model has no such part.
+        """
+        if self.finish is None:
+            raise ValueError("a last drawing needs a model with finish_masks=True")
+        shape = logits.shape
+        logits, difference = (x.reshape(-1, 1, *shape[-2:]).to(drawing.logits.dtype) for x in (logits, difference))
+        return self.finish(drawing.features, drawing.pixels, logits, difference).reshape(shape)
 
 
 class Redraw(nn.Module):
-    """Corrects a first drawing by the colours that it found; nothing at the start of training."""
+    """Corrects a first drawing by the colours that it found; nothing at the start of training.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        maps: further maps that it is shown.
+    """
+
+    def __init__(self, channels: int, maps: int = 0) -> None:
         super().__init__()
-        inputs = channels + 4 * (1 + len(SHARE_WINDOWS_PX))
+        inputs = channels + 4 * (1 + len(SHARE_WINDOWS_PX) + maps)
         self.first = Conv3x3(inputs, REDRAW_CHANNELS)
         self.second = Conv3x3(REDRAW_CHANNELS, REDRAW_CHANNELS)
         self.out = Conv3x3(REDRAW_CHANNELS, 4)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, features: Tensor, pixels: Tensor, logits: Tensor) -> Tensor:
-        """(N, F, H/2, W/2), (N, 3, H, W) and (N, 1, H, W) logits -> (N, 1, H, W) logits."""
-        seen = torch.cat([torch.tanh(logits / 4), colour_shares(pixels, logits).to(logits.dtype)], dim=1)
+    def forward(self, features: Tensor, pixels: Tensor, logits: Tensor, *maps: Tensor) -> Tensor:
+        """(N, F, H/2, W/2), (N, 3, H, W), (N, 1, H, W) logits and (N, 1, H, W) maps -> (N, 1, H, W) logits."""
+        shares = colour_shares(pixels, logits).to(logits.dtype)
+        seen = torch.cat([torch.tanh(logits / 4), shares, *(torch.tanh(x / 4) for x in maps)], dim=1)
         x = torch.cat([features, squares(seen).to(features.dtype)], dim=1)
         x = self.first(x, gelu=True)
         x = self.second(x, x, gelu=True)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textsam.config import NetworkConfig
-from textsam.modeling.fine_masks import FineMasks
+from textsam.modeling.fine_masks import FineDrawing, FineMasks
 from textsam.modeling.image_encoder import ImageEncoderViT
 from textsam.modeling.mask_decoder import MaskDecoder
+from textsam.modeling.mask_detail import MaskDetail
 from textsam.modeling.mobile_encoder import MobileEncoder
 from textsam.modeling.prompt_encoder import PromptEncoder
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions, PromptEmbeddings
@@ -88,7 +89,9 @@ class TextSamNetwork(nn.Module):
             self.similarity_projection = nn.Linear(config.clip_dim, config.similarity_dim, bias=False)
             self.similarity_bias = nn.Parameter(torch.tensor(-3.0))
         if config.fine_masks:
-            self.fine_masks = FineMasks(config.prompt_dim // 8)
+            self.fine_masks = FineMasks(config.prompt_dim // 8, finish=config.finish_masks)
+        if config.mask_detail:
+            self.mask_detail = MaskDetail()
         if config.image_presence:
             self.presence_projection = nn.Linear(config.clip_dim, config.similarity_dim, bias=False)
             self.presence_bias = nn.Parameter(torch.tensor(-3.0))
@@ -231,6 +234,12 @@ class TextSamNetwork(nn.Module):
         Raises:
             ValueError: the image has no `pixel_values`.
         """
+        return self.draw_masks(image, low_res_logits, image_index).logits
+
+    def draw_masks(
+        self, image: ImageEmbeddings, low_res_logits: Tensor, image_index: Tensor | None = None
+    ) -> FineDrawing:
+        """As `refine_masks`, with what `fine_masks.finish_drawing` goes on from."""
         image, image_index = _in_order(image, image_index)
         if image.pixel_values is None or image.high_res_features is None:
             raise ValueError("image must come from encode_image of a model with fine_masks, but has no pixel_values.")

@@ -11,12 +11,12 @@ from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.detections import to_detections, to_numpy
 from textsam.prompting.encoded_image import EncodedImage
 from textsam.prompting.geometry_prompting import segment_prompts
+from textsam.prompting.mask_details import masks_of_photo
 from textsam.prompting.prompts import GeometricPrompts
 from textsam.prompting.questions import Question
 from textsam.prompting.text_options import TextPromptOptions
 from textsam.prompting.text_prompting import find_instances
 from textsam.prompting.text_reading import similarity_probability
-from textsam.prompting.transforms import masks_at_original_size
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -68,8 +68,9 @@ def answer_geometry(
             data[name] = to_numpy(values)
     if question.return_logits:
         data["low_res_logits"] = to_numpy(masks.low_res_logits)
+    boxes = None if prompts.boxes is None else encoded.geometry.boxes_to_original(prompts.boxes)[index]
     detections = to_detections(
-        masks_at_original_size(masks.low_res_logits, encoded.geometry),
+        masks_of_photo(model, encoded.pixels, masks.low_res_logits, encoded.geometry, boxes),
         confidence=to_numpy(masks.confidence),
         class_id=class_id[index],
         class_names=[names[i] for i in index],
@@ -111,7 +112,7 @@ def answer_text(
     if question.return_logits:
         data["low_res_logits"] = to_numpy(found.low_res_logits)
     return to_detections(
-        masks_at_original_size(found.low_res_logits, encoded.geometry),
+        masks_of_photo(model, encoded.pixels, found.low_res_logits, encoded.geometry),
         confidence=to_numpy(found.confidence),
         class_id=queries,
         class_names=names_of(question, queries),

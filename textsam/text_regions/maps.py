@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from textsam.modeling.fine_masks import FineDrawing
 from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.encoded_image import EncodedImage
 from textsam.prompting.text_reading import read_texts
 from textsam.prompting.transforms import LOW_RES_STRIDE, resize_image
 from textsam.text_regions.options import TextReadingOptions
-from textsam.text_regions.tiles import JoinedMaps, TileGrid
+from textsam.text_regions.tiles import OUTSIDE, JoinedMaps, TileGrid
 
 STROKE = "text stroke"
 
@@ -27,11 +28,27 @@ class TileAnswer:
         logits: (Q, side / 4, side / 4) float32 of each level asked for.
         presence: (Q,) in [0, 1].
         strokes: (side, side) float32, the ink at full resolution; None where the model has no such answer.
+        finish: the last drawing of the ink, from the mean of several views of the tile and how far they are apart; None
+            where the mean is the answer.
     """
 
     logits: np.ndarray
     presence: np.ndarray
     strokes: np.ndarray | None = None
+    finish: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class LastDrawing:
+    """Finishes the ink of one tile: (side, side) mean logits and differences of views -> (side, side) logits."""
+
+    model: TextSamNetwork
+    drawing: FineDrawing
+
+    @torch.inference_mode()
+    def __call__(self, mean: np.ndarray, difference: np.ndarray) -> np.ndarray:
+        maps = (torch.from_numpy(x)[None, None].to(self.drawing.logits.device) for x in (mean, difference))
+        return _array(self.model.fine_masks.finish_drawing(self.drawing, *maps)[0, 0])
 
 
 ReadTile = Callable[[np.ndarray], TileAnswer]
@@ -124,11 +141,17 @@ def read_scales(
             presence = np.maximum(presence, answer.presence)
             if answer.strokes is not None:
                 strokes = strokes or JoinedMaps(grid, 1, 1)
-                strokes.add(answer.strokes[None], left, top, counts[[read.index(STROKE)]])
-                for x, y in _moved(left, top, size_hw, shifts):
-                    moved = read_ink(grid.cut(scaled, x, y, fill)).strokes
-                    if moved is not None:
-                        strokes.add(moved[None], x, y)
+                counted = counts[[read.index(STROKE)]]
+                ink = answer.strokes
+                if counted[0] and shifts:
+                    moved = {
+                        (right, down): read_ink(grid.cut(scaled, left + right, top + down, fill)).strokes
+                        for right, down in shifts
+                        if left + right < size_hw[1] and top + down < size_hw[0]
+                    }
+                    mean, difference = join_views(ink, moved)
+                    ink = mean if answer.finish is None else answer.finish(mean, difference)
+                strokes.add(ink[None], left, top, counted)
             done += 1
             on_tile(done, total)
         logits = dict(zip(read, joined.logits(), strict=True))
@@ -138,13 +161,28 @@ def read_scales(
         yield LevelMaps(scale, logits, stride, dict(zip(read, presence.tolist(), strict=True)))
 
 
-def _moved(
-    left: int, top: int, size_hw: tuple[int, int], shifts: Sequence[tuple[int, int]]
-) -> Iterator[tuple[int, int]]:
-    """Where a tile is read again, if that is in the picture."""
-    for right, down in shifts:
-        if left + right < size_hw[1] and top + down < size_hw[0]:
-            yield left + right, top + down
+def join_views(
+    strokes: np.ndarray, moved: Mapping[tuple[int, int], np.ndarray | None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ink of a tile that was read again in other places.
+
+    Args:
+        strokes: (side, side) logits of the tile itself.
+        moved: (right, down) px, both >= 0 -> the (side, side) logits of the tile that begins so far from it; None where
+            it found nothing. What it does not show of the tile is left as it is.
+    Returns:
+        (side, side) mean logits, and the differences between the highest and the lowest.
+    """
+    total = np.clip(strokes, OUTSIDE, -OUTSIDE)
+    low, high, count = total.copy(), total.copy(), np.ones_like(total)
+    for (right, down), logits in moved.items():
+        if logits is not None:
+            place = np.s_[down:, right:]
+            seen = np.clip(logits[: total.shape[0] - down, : total.shape[1] - right], OUTSIDE, -OUTSIDE)
+            total[place] += seen
+            count[place] += 1
+            low[place], high[place] = np.minimum(low[place], seen), np.maximum(high[place], seen)
+    return total / count, high - low
 
 
 def model_reader(
@@ -167,11 +205,18 @@ def model_reader(
         encoded = encode(tile)
         reading = read_texts(model, encoded.embeddings, encoded.geometry, text_embeddings)
         logits = reading.region_logits
-        strokes = None
+        strokes = finish = None
         row = list(levels).index(STROKE) if STROKE in levels else None
         if row is not None and model.config.fine_masks and reading.presence[row] >= least_presence:
             coarse = logits[[row], None].to(model.dtype)
-            strokes = model.refine_masks(encoded.embeddings, coarse)[0, 0].float().cpu().numpy()
-        return TileAnswer(logits.float().cpu().numpy(), reading.presence.float().cpu().numpy(), strokes)
+            drawing = model.draw_masks(encoded.embeddings, coarse)
+            strokes = _array(drawing.logits[0, 0])
+            if model.config.finish_masks:
+                finish = LastDrawing(model, drawing)
+        return TileAnswer(_array(logits), _array(reading.presence), strokes, finish)
 
     return read
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()

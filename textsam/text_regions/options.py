@@ -19,8 +19,8 @@ class TextReadingOptions:
         presence_threshold: a tile whose presence of a level is below it says nothing of that level.
         stroke_presence: the same of ink, where it is lower.
         stroke_shifts: where ink was found it is read again with the tile moved by these (right, down) pixels, and the
-            mean of the logits counts: how a letter lies on the model's rasters, of 2 to 32 px, is chance. Coarser
-            passes read once.
+            mean of the logits counts, or what a model with `finish_masks` draws from it: how a letter lies on the
+            model's rasters, of 2 to 32 px, is chance. Coarser passes read once.
         threshold, stroke_threshold: probability above which a place belongs to a level, and to ink.
         seed, word_seed: probability that a core of a line or block, and of a word, must reach; cores that are apart
             there are taken apart. Words stand so close that their cores touch at the threshold.
