@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from textsam.modeling.mask_detail import DETAIL_SIDE
 from textsam.modeling.text_sam import TextSamNetwork
@@ -65,7 +64,7 @@ class Crop:
         x, y = self.centres()
         cells_x = x * (resized_w / width / LOW_RES_STRIDE)
         cells_y = y * (resized_h / height / LOW_RES_STRIDE)
-        return _sample(logits, cells_y, cells_x, "border")
+        return _sample(logits, cells_y, cells_x)
 
     def of_box(self, box: np.ndarray) -> np.ndarray:
         """(S, S) float32 in [0, 1]: the share of each place inside a box (4,) xyxy of the photo."""
@@ -84,17 +83,20 @@ class Crop:
         unit = DETAIL_SIDE / self.side
         y, x = (np.arange(y1, y2) + 0.5 - self.top) * unit, (np.arange(x1, x2) + 0.5 - self.left) * unit
         mask[:] = False
-        mask[y1:y2, x1:x2] = (_sample(logits, y, x, "border") > 0).cpu().numpy()
+        mask[y1:y2, x1:x2] = (_sample(logits, y, x) > 0).cpu().numpy()
 
 
-def _sample(values: Tensor, y: np.ndarray, x: np.ndarray, padding: str) -> Tensor:
-    """(h, w) float at the places of rows y and columns x, in cells (the first cell's centre is 0.5): (len y, len x)."""
-    height, width = values.shape
-    rows, columns = torch.from_numpy(y * 2 / height - 1).float(), torch.from_numpy(x * 2 / width - 1).float()
-    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1).to(values.device)
-    return F.grid_sample(
-        values[None, None].float(), grid[None], mode="bilinear", padding_mode=padding, align_corners=False
-    )[0, 0]
+def _sample(values: Tensor, y: np.ndarray, x: np.ndarray) -> Tensor:
+    """(h, w) float between its cells, bilinearly, at rows y and columns x (the first cell's centre is 0.5): (len y, len
+    x). Places beyond the outer centres get what the outer cells have."""
+    rows, columns = (_weights(each, size) for each, size in zip((y, x), values.shape, strict=True))
+    return rows.to(values.device) @ values.float() @ columns.to(values.device).T
+
+
+def _weights(places: np.ndarray, size: int) -> Tensor:
+    """(len places, size) of linear interpolation."""
+    centres = (places - 0.5).clip(0, size - 1)
+    return torch.from_numpy((1 - np.abs(centres[:, None] - np.arange(size))).clip(0).astype(np.float32))
 
 
 def masks_of_photo(

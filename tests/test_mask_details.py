@@ -1,0 +1,161 @@
+"""Masks redrawn near by: crops and back, what the part adds, masks of a photo, and its training in miniature."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import randomize
+
+import textsam
+from textsam.model import TextSamConfig, TextSamModel
+from textsam.modeling.mask_detail import DETAIL_SIDE, MaskDetail
+from textsam.prompting.mask_details import Crop, masks_of_photo
+from textsam.prompting.transforms import ImageGeometry, masks_at_original_size
+from train.mask_detail import DetailCrops, main, with_detail
+
+MASK = np.zeros((90, 120), bool)
+MASK[20:50, 30:100] = True
+
+
+def rings(height: int, width: int) -> np.ndarray:
+    """A picture whose red says x, whose green says y."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return np.stack([2 * x, 2 * y, 0 * x], -1).astype(np.uint8)
+
+
+def test_a_crop_is_a_square_around_the_mask() -> None:
+    crop = Crop.around(MASK)
+    assert crop == Crop(65 - 99 / 2, 35 - 99 / 2, 99.0)  # 1.3 * 70 + 8
+    assert Crop.around(np.zeros((5, 5), bool)) is None
+    dot = np.zeros((9, 9), bool)
+    dot[4, 4] = True
+    assert Crop.around(dot).side == 24
+
+
+@pytest.mark.parametrize("side", [40.0, 200.0])
+def test_pixels_logits_and_boxes_fall_on_the_same_places(side: float) -> None:
+    """Enlarged and shrunk. The photo is 120 x 90, the encoder's input 64 px wide, its cells 4 px."""
+    crop = Crop(10.5, 7.25, side)
+    x, y = crop.centres()
+    assert x[0] == pytest.approx(10.5 + side / 256)
+    inside = (x > 3) & (x < 117), (y > 3) & (y < 87)
+    place = np.ix_(inside[1], inside[0])
+    colours = crop.of_picture(Image.fromarray(rings(90, 120)))
+    assert colours.shape == (DETAIL_SIDE, DETAIL_SIDE, 3)
+    np.testing.assert_allclose(colours[place][..., 0] - (2 * x[inside[0]] - 1), 0, atol=1.1)
+    np.testing.assert_allclose(colours[place][..., 1] - (2 * y[inside[1]] - 1)[:, None], 0, atol=1.1)
+    geometry = ImageGeometry.of((90, 120), 64)
+    cells = torch.arange(16.0)[None].expand(16, 16) + 0.5  # x in cells
+    found = crop.of_logits(cells, geometry).numpy()[place]
+    expected = np.clip(x[inside[0]] * 64 / 120 / 4, 0.5, 15.5)
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), atol=1e-3)
+    asked = crop.of_box(np.array([30.0, 20.0, 100.0, 50.0]))
+    assert asked.sum() * (side / DETAIL_SIDE) ** 2 == pytest.approx(
+        (min(100, 10.5 + side) - 30) * (min(50, 7.25 + side) - 20), rel=0.02
+    )
+
+
+def test_pasting_undoes_cutting() -> None:
+    crop = Crop.around(MASK)
+    cut = crop.of_picture(Image.fromarray(MASK.astype(np.uint8) * 255))
+    mask = np.ones_like(MASK)
+    crop.paste(torch.from_numpy(cut.astype(np.float32)) - 127.5, mask)
+    assert (mask != MASK).sum() <= 2
+
+
+@torch.no_grad()
+def test_the_part_starts_from_nothing_and_sees_everything() -> None:
+    torch.manual_seed(0)
+    part = MaskDetail().eval()
+    pixels, logits = 255 * torch.rand(2, 3, 32, 32), 4 * torch.randn(2, 1, 32, 32)
+    boxes = torch.full((2, 1, 32, 32), 0.5)
+    torch.testing.assert_close(part(pixels, logits, boxes), logits)
+    randomize(part)
+    first = part(pixels, logits, boxes)
+    for other in (part(255 - pixels, logits, boxes), part(pixels, logits, boxes * 0)):
+        assert (other - first).abs().max() > 1e-3
+    assert ((part(pixels, logits + 1, boxes) - first - 1).abs() > 1e-3).any()
+    torch.testing.assert_close(part(pixels[1:], logits[1:], boxes[1:]), first[1:], rtol=1e-4, atol=1e-4)
+
+
+def test_masks_are_the_decoders_until_it_is_trained() -> None:
+    geometry = ImageGeometry.of((90, 120), 64)
+    torch.manual_seed(0)
+    logits = torch.nn.functional.interpolate(4 * torch.randn(1, 3, 4, 4), (16, 16), mode="bilinear")[0]
+    logits = torch.cat([logits, torch.full((1, 16, 16), -9.0)])  # an empty one
+    plain = TextSamModel(TextSamConfig.tiny(image_size=64)).eval()
+    pixels = rings(90, 120)
+    expected = masks_at_original_size(logits, geometry)
+    with torch.inference_mode():
+        np.testing.assert_array_equal(masks_of_photo(plain, pixels, logits, geometry), expected)
+        model = with_detail(plain)
+        near = masks_of_photo(model, pixels, logits, geometry)
+        assert (near == expected).mean() > 0.98  # sampled anew
+        assert not near[3].any()
+        randomize(model.mask_detail)
+        by_box = masks_of_photo(model, pixels, logits, geometry, np.tile([10.0, 10.0, 60.0, 80.0], (4, 1)))
+        assert (masks_of_photo(model, pixels, logits, geometry) != by_box).any()
+    assert masks_of_photo(model, pixels, logits[:0], geometry).shape == (0, 90, 120)
+    assert with_detail(model) is model
+    state = model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in plain.state_dict().items())
+
+
+def test_the_embedded_model_follows_an_outline() -> None:
+    """A circle much smaller than the cells of the decoder's map would draw it."""
+    photo = np.full((480, 640, 3), (90, 120, 70), np.uint8)
+    y, x = np.mgrid[:480, :640]
+    circle = (x - 300) ** 2 + (y - 200) ** 2 < 20**2
+    photo[circle] = (220, 40, 40)
+    sam = textsam.load()
+    assert sam.model.config.mask_detail
+    found = sam.predict(photo, boxes=[280, 180, 320, 220]).mask[0]
+    assert (found & circle).sum() / (found | circle).sum() > 0.9
+
+
+@pytest.fixture
+def data(tmp_path: Path, cat_photo: np.ndarray) -> Path:
+    """One photo with two things in a set that training knows."""
+    folder = tmp_path / "data" / "coco"
+    (folder / "images").mkdir(parents=True)
+    photo = cat_photo[:200, :300]
+    Image.fromarray(photo).save(folder / "images" / "1.png")
+    entries: list[dict[str, Any]] = []
+    for number, (x1, y1, x2, y2) in enumerate(((30, 20, 100, 90), (60, 110, 280, 180)), start=1):
+        entries.append(
+            {"id": number, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": [x1, y1, x2 - x1, y2 - y1],
+             "area": (x2 - x1) * (y2 - y1), "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]]}
+        )  # fmt: skip
+    images = [{"id": 1, "file_name": "1.png", "width": 300, "height": 200}]
+    content = {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cat"}]}
+    (folder / "train.json").write_text(json.dumps(content))
+    return tmp_path / "data"
+
+
+def test_training_in_miniature(data: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(data), "--out", str(tmp_path / "run"), "--batch-size", "2", "--save-every", "1"]
+    main([*arguments, "--steps", "2"])
+    file = tmp_path / "run" / "crops" / "coco.safetensors"
+    written = file.stat().st_mtime_ns
+    crops = DetailCrops([file], 40, 0)
+    kinds = {int(crops[i].box.unique().numel() == 1) for i in range(40)}
+    assert 0 in kinds  # asked for by boxes, at least
+    assert crops[0].pixels.shape == (3, DETAIL_SIDE, DETAIL_SIDE)
+    assert all(crops[i].mask.any() for i in range(10))
+    trained = textsam.load(tmp_path / "run" / "model", dtype="float32")
+    assert trained.text_encoder.encode(["cat"]).shape == (1, 512)
+    start = with_detail(textsam.load("textsam-tiny", dtype="float32").model).state_dict()
+    changed = {name for name, value in trained.model.state_dict().items() if not torch.equal(value, start[name])}
+    assert changed
+    assert all(name.startswith("mask_detail.") for name in changed)
+    main([*arguments, "--steps", "3", "--resume"])
+    assert file.stat().st_mtime_ns == written
+    assert json.loads((tmp_path / "run" / "model" / "training.json").read_text())["step"] == 3
+    with pytest.raises(FileNotFoundError, match=r"no train\.json of coco"):
+        main(["--data", str(tmp_path), "--out", str(tmp_path / "none")])
