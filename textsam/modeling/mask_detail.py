@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from textsam.modeling.fine_masks import Conv3x3
+
 DETAIL_SIDE = 128  # px of a crop
 CHANNELS = (32, 48, 64, 96)  # from half of the crop's resolution to a sixteenth
 MAPS = 6  # red, green, blue, logits softly and hardly limited, box
@@ -21,14 +23,14 @@ class ConvPair(nn.Module):
 
     def __init__(self, in_chans: int, out_chans: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(in_chans, out_chans, 3, padding=1)
+        self.first = Conv3x3(in_chans, out_chans)
         self.norm = nn.GroupNorm(4, out_chans)
-        self.second = nn.Conv2d(out_chans, out_chans, 3, padding=1)
+        self.second = Conv3x3(out_chans, out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, h, w) -> (N, out_chans, h, w)."""
         x = F.gelu(self.norm(self.first(x)))
-        return x + F.gelu(self.second(x))
+        return x + self.second(x, gelu=True)
 
 
 class MaskDetail(nn.Module):
@@ -36,12 +38,12 @@ class MaskDetail(nn.Module):
 
     def __init__(self, channels: tuple[int, ...] = CHANNELS) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(4 * MAPS, channels[0], 3, padding=1)
+        self.enter = Conv3x3(4 * MAPS, channels[0])
         inputs = (channels[0], *channels)
         self.down = nn.ModuleList(ConvPair(*each) for each in zip(inputs, channels, strict=False))
         pairs = list(zip(channels[1:], channels, strict=False))[::-1]
         self.up = nn.ModuleList(ConvPair(coarse + fine, fine) for coarse, fine in pairs)
-        self.out = nn.Conv2d(channels[0], 4, 3, padding=1)
+        self.out = Conv3x3(channels[0], 4)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
@@ -58,7 +60,7 @@ class MaskDetail(nn.Module):
         logits = logits.float()
         x = torch.cat([colours, torch.tanh(logits / 4), logits.clamp(-15, 15) / 10, boxes.float()], dim=1).to(dtype)
         x = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
-        x = F.gelu(self.enter(x))
+        x = self.enter(x, gelu=True)
         seen: list[Tensor] = []
         for level in self.down:
             x = level(F.max_pool2d(x, 2) if seen else x)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from textsam.modeling.mask_detail import DETAIL_SIDE
 from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.detections import to_detections, to_numpy
 from textsam.prompting.encoded_image import EncodedImage
 from textsam.prompting.geometry_prompting import segment_prompts
-from textsam.prompting.mask_details import masks_of_photo
+from textsam.prompting.mask_details import QUICK_SIDE, masks_of_photo
 from textsam.prompting.prompts import GeometricPrompts
 from textsam.prompting.questions import Question
 from textsam.prompting.text_options import TextPromptOptions
@@ -69,8 +70,9 @@ def answer_geometry(
     if question.return_logits:
         data["low_res_logits"] = to_numpy(masks.low_res_logits)
     boxes = None if prompts.boxes is None else encoded.geometry.boxes_to_original(prompts.boxes)[index]
+    cells = QUICK_SIDE if boxes is None else DETAIL_SIDE
     detections = to_detections(
-        masks_of_photo(model, encoded.pixels, masks.low_res_logits, encoded.geometry, boxes),
+        masks_of_photo(model, encoded.pixels, masks.low_res_logits, encoded.geometry, boxes, cells),
         confidence=to_numpy(masks.confidence),
         class_id=class_id[index],
         class_names=[names[i] for i in index],

@@ -18,35 +18,41 @@ from textsam.prompting.transforms import LOW_RES_STRIDE, ImageGeometry, masks_at
 
 GROWTH, MARGIN_PX, LEAST_PX = 1.3, 8, 24  # a crop's side: the mask's longer side times, plus, and at least
 CROPS_AT_A_TIME = 16
+QUICK_SIDE = 96  # px of a crop where somebody waits for the answer to a click
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of the photo, in its pixels; parts of it may lie outside of the photo."""
+    """A square of the photo, in its pixels; parts of it may lie outside of the photo.
+
+    Attributes:
+        left, top, side: px of the photo. cells: S, along a side of what is cut.
+    """
 
     left: float
     top: float
     side: float
+    cells: int = DETAIL_SIDE
 
     @classmethod
-    def around(cls, mask: np.ndarray) -> Crop | None:
+    def around(cls, mask: np.ndarray, cells: int = DETAIL_SIDE) -> Crop | None:
         """Of a mask (H, W) bool; None of an empty one."""
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if not len(rows):
             return None
         x1, y1, x2, y2 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
         side = max(GROWTH * max(x2 - x1, y2 - y1) + MARGIN_PX, LEAST_PX)
-        return cls((x1 + x2 - side) / 2, (y1 + y2 - side) / 2, float(side))
+        return cls((x1 + x2 - side) / 2, (y1 + y2 - side) / 2, float(side), cells)
 
     def centres(self) -> tuple[np.ndarray, np.ndarray]:
         """x and y in the photo, (S,) each, of the crop's columns and rows."""
-        offsets = (np.arange(DETAIL_SIDE) + 0.5) / DETAIL_SIDE * self.side
+        offsets = (np.arange(self.cells) + 0.5) / self.cells * self.side
         return self.left + offsets, self.top + offsets
 
     def of_picture(self, picture: Image.Image) -> np.ndarray:
         """(S, S) or (S, S, 3) uint8, smoothed when it shrinks; black outside of the photo."""
-        size = (DETAIL_SIDE, DETAIL_SIDE)
-        scale = self.side / DETAIL_SIDE
+        size = (self.cells, self.cells)
+        scale = self.side / self.cells
         if scale <= 1:
             matrix = (scale, 0, self.left, 0, scale, self.top)
             cut = picture.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
@@ -68,7 +74,7 @@ class Crop:
 
     def of_box(self, box: np.ndarray) -> np.ndarray:
         """(S, S) float32 in [0, 1]: the share of each place inside a box (4,) xyxy of the photo."""
-        unit = self.side / DETAIL_SIDE
+        unit = self.side / self.cells
         inside = [
             ((centres - low) / unit + 0.5).clip(0, 1) * ((high - centres) / unit + 0.5).clip(0, 1)
             for centres, low, high in zip(self.centres(), box[:2], box[2:], strict=True)
@@ -80,7 +86,7 @@ class Crop:
         height, width = mask.shape
         x1, y1 = max(int(np.floor(self.left)), 0), max(int(np.floor(self.top)), 0)
         x2, y2 = min(int(np.ceil(self.left + self.side)), width), min(int(np.ceil(self.top + self.side)), height)
-        unit = DETAIL_SIDE / self.side
+        unit = self.cells / self.side
         y, x = (np.arange(y1, y2) + 0.5 - self.top) * unit, (np.arange(x1, x2) + 0.5 - self.left) * unit
         mask[:] = False
         mask[y1:y2, x1:x2] = (_sample(logits, y, x) > 0).cpu().numpy()
@@ -105,6 +111,7 @@ def masks_of_photo(
     low_res_logits: Tensor,
     geometry: ImageGeometry,
     boxes: np.ndarray | None = None,
+    cells: int = DETAIL_SIDE,
 ) -> np.ndarray:
     """Masks on the photo's own pixels.
 
@@ -112,6 +119,7 @@ def masks_of_photo(
         pixels: (H, W, 3) uint8 RGB.
         low_res_logits: (N, 4h, 4w) float, the decoder's. geometry: the photo's sizes.
         boxes: (N, 4) xyxy in the photo's pixels that the masks were asked for by; None: there were none.
+        cells: along a side of the crops; a multiple of 16.
     Returns:
         (N, H, W) bool: as `masks_at_original_size`, redrawn by a model with `mask_detail`.
     """
@@ -119,12 +127,12 @@ def masks_of_photo(
     if not model.config.mask_detail:
         return masks
     picture = Image.fromarray(pixels)
-    crops = [(row, crop) for row, mask in enumerate(masks) if (crop := Crop.around(mask)) is not None]
+    crops = [(row, crop) for row, mask in enumerate(masks) if (crop := Crop.around(mask, cells)) is not None]
     for start in range(0, len(crops), CROPS_AT_A_TIME):
         part = crops[start : start + CROPS_AT_A_TIME]
         colours = np.stack([crop.of_picture(picture) for _, crop in part])
         logits = torch.stack([crop.of_logits(low_res_logits[row], geometry) for row, crop in part])
-        asked = np.full((len(part), DETAIL_SIDE, DETAIL_SIDE), 0.5, np.float32)
+        asked = np.full((len(part), cells, cells), 0.5, np.float32)
         if boxes is not None:
             asked = np.stack([crop.of_box(boxes[row]) for row, crop in part])
         given = torch.from_numpy(colours).permute(0, 3, 1, 2), logits[:, None], torch.from_numpy(asked)[:, None]
