@@ -67,6 +67,9 @@ def test_pasting_undoes_cutting() -> None:
     mask = np.ones_like(MASK)
     crop.paste(torch.from_numpy(cut.astype(np.float32)) - 127.5, mask)
     assert (mask != MASK).sum() <= 2
+    kept = mask.copy()
+    crop.paste(torch.full((DETAIL_SIDE, DETAIL_SIDE), -1.0), mask)  # a mask is corrected, not lost
+    assert (mask == kept).all()
 
 
 @torch.no_grad()

@@ -82,14 +82,16 @@ class Crop:
         return (inside[1][:, None] * inside[0]).astype(np.float32)
 
     def paste(self, logits: Tensor, mask: np.ndarray) -> None:
-        """Replaces a mask (H, W) bool by what (S, S) logits of the crop say."""
+        """Replaces a mask (H, W) bool by what (S, S) logits of the crop say, unless nothing would be left of it."""
         height, width = mask.shape
         x1, y1 = max(int(np.floor(self.left)), 0), max(int(np.floor(self.top)), 0)
         x2, y2 = min(int(np.ceil(self.left + self.side)), width), min(int(np.ceil(self.top + self.side)), height)
         unit = self.cells / self.side
         y, x = (np.arange(y1, y2) + 0.5 - self.top) * unit, (np.arange(x1, x2) + 0.5 - self.left) * unit
-        mask[:] = False
-        mask[y1:y2, x1:x2] = (_sample(logits, y, x) > 0).cpu().numpy()
+        inside = (_sample(logits, y, x) > 0).cpu().numpy()
+        if inside.any():
+            mask[:] = False
+            mask[y1:y2, x1:x2] = inside
 
 
 def _sample(values: Tensor, y: np.ndarray, x: np.ndarray) -> Tensor:
