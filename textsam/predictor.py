@@ -163,6 +163,8 @@ class TextSam:
         *Text alone*: every instance of every text, those of a text together and best first. *Points, boxes, masks, with
         or without text*: one object for each prompt set, in their order, exactly as SAM.
 
+        A model with `mask_detail` redraws each mask on the photo's own pixels; `low_res_logits` stay the decoder's.
+
         Args:
             image: the photo, which does not replace the one that is set; None: the one that is set.
             text: one text or several. With points, boxes or masks: one for all prompt sets, or one for each.
