@@ -92,8 +92,9 @@ class TextSamImageProcessor(BaseImageProcessor):
         binarize: bool = True,
         image_index: Tensor | None = None,
     ) -> list[Tensor]:
-        """Low-resolution logits to masks of the photos' sizes, enlarged as SAM's are; `TextSam.predict` and the pipeline
-        also redraw them where the model has a part for it (`mask_detail`).
+        """Low-resolution logits to masks of the photos' sizes, enlarged as SAM's are.
+
+        `TextSam.predict` and the pipeline also redraw them where a model has `mask_detail`.
 
         Args:
             masks: (N, M, 4h, 4w) logits of all photos, as the model gives them, or a list of B of them.
