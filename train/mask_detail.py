@@ -77,7 +77,8 @@ def crops_of(
         around = Crop.around(found.mask[row])  # type: ignore[attr-defined]
         if around is not None:
             logits = torch.from_numpy(found.data["low_res_logits"][row])  # type: ignore[attr-defined]
-            cuts = [around.of_picture(Image.fromarray(each.astype(np.uint8) * 255)) > 127 for each in (truth, void)]
+            cuts = [around.of_picture(Image.fromarray(each.astype(np.uint8) * 255)) > 127 for each in (truth, ~void)]
+            cuts[1] = ~cuts[1]  # beyond the photo nothing is known either
             inside = np.full(cuts[0].shape, 128) if box is None else around.of_box(box) * 255
             yield DetailCrop(
                 torch.from_numpy(around.of_picture(picture).copy()).permute(2, 0, 1),
