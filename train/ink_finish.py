@@ -23,16 +23,17 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 import textsam
-from textsam.model import TextSamConfig, TextSamModel
+from textsam.model import TextSamModel
 from textsam.modeling.fine_masks import FineDrawing
 from textsam.text_regions.maps import STROKE, LastDrawing, join_views, model_reader
 from textsam.text_regions.reader import TextRegionReader
 from textsam.text_regions.tiles import TileGrid
-from train.loop import LoopOptions, train
 from train.ocr import copy_encoders
+from train.parts import add_run_arguments, rebuilt, train_part
 from train.synthetic_text import SyntheticText
 from train.text_scenes import SceneOptions
 
+PART = "fine_masks.finish."
 SIDE, CROPS, TRIES, LEAST_INK = 160, 2, 30, 0.02
 FILE_SCENES = 25
 FRAME = (1280, 720)
@@ -174,11 +175,8 @@ def with_finish(model: TextSamModel) -> TextSamModel:
         raise ValueError("the last drawing goes on from a first: train the model with --fine-masks of train.ocr before")
     if model.config.finish_masks:
         return model
-    wider = TextSamModel(TextSamConfig.from_dict({**model.config.to_dict(), "finish_masks": True}))
+    wider = rebuilt(model, PART, finish_masks=True)
     finish, redraw = wider.fine_masks.finish, model.fine_masks.redraw
-    missing = wider.load_state_dict(model.state_dict(), strict=False).missing_keys
-    if any(not name.startswith("fine_masks.finish.") for name in missing):
-        raise RuntimeError(f"more is missing than the last drawing: {missing}")
     with torch.no_grad():
         finish.first.weight[:, : redraw.first.in_channels] = redraw.first.weight
         finish.first.weight[:, redraw.first.in_channels :] = 0  # the differences, which it has yet to learn of
@@ -191,14 +189,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="textsam-tiny-ocr", help="name or folder of a model that draws ink")
     parser.add_argument("--photos", nargs="+", required=True, help="folders of photos without text, to write on")
-    parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--scenes", type=int, default=800, help=f"of {FRAME[0]} x {FRAME[1]} px, to read")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch-size", type=int, default=12)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=int, default=500)
-    parser.add_argument("--resume", action="store_true")
+    add_run_arguments(parser, steps=4000, batch_size=12, lr=1.5e-3)
     args = parser.parse_args(arguments)
     sam = textsam.load(args.model, dtype="float32", device="cpu")
     if sam.text_reader is None:
@@ -207,22 +199,8 @@ def main(arguments: list[str] | None = None) -> None:
     sam.text_reader.model = model = with_finish(sam.model)
     scenes = SyntheticText(args.photos, SceneOptions(FRAME, textless=0.05), args.seed)
     files = write_crops(sam.text_reader, scenes, args.scenes, args.out / "crops")
-    options = LoopOptions(
-        steps=args.steps,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        only=("fine_masks.finish.",),
-        warmup=50,
-        decay_from=0.3,
-        clip_norm=1.0,
-        weight_decay=0.01,
-        mixed_precision="no",
-        save_every=args.save_every,
-        seed=args.seed,
-    )
-    train(
-        InkFinishStep(model), InkCrops(files, args.steps * args.batch_size, args.seed), options, args.out, args.resume
-    )
+    crops = InkCrops(files, args.steps * args.batch_size, args.seed)
+    train_part(InkFinishStep(model), PART, crops, args, warmup=50, decay_from=0.3, weight_decay=0.01)
     copy_encoders(args.model, args.out / "model")
 
 

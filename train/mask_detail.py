@@ -27,12 +27,14 @@ import textsam
 from textsam.files.coco import load_coco
 from textsam.files.coco_structures import CocoImage, Region
 from textsam.language.vocabulary import UnknownNameError
-from textsam.model import TextSamConfig, TextSamModel
+from textsam.model import TextSamModel
 from textsam.predictor import TextSam
 from textsam.prompting.mask_details import Crop
-from train.loop import LoopOptions, train
+from train.losses import mask_iou
 from train.ocr import copy_encoders
+from train.parts import add_run_arguments, rebuilt, train_part
 
+PART = "mask_detail."
 # Set -> every how many of its photos are used: those with many photos, or the same again, would drown the others.
 SETS = {"coco": 1, "voc": 3, "ccp": 3, "facade": 3, "ecssd": 2, "balloon": 1, "pennfudan": 3}
 EXACT, NOISY, CLICKED, NAMED = 3, 2, 2, 2  # masks of each photo by these prompts
@@ -211,58 +213,35 @@ class MaskDetailStep(nn.Module):
         each = F.binary_cross_entropy_with_logits(drawn, mask, reduction="none")
         return {
             "bce": (each * known).mean(),
-            "iou": 1 - _mean_iou(drawn.sigmoid(), mask, known),
-            "_before": _mean_iou((logits > 0).float(), mask, known),
-            "_after": _mean_iou((drawn > 0).float(), mask, known),
+            "iou": 1 - _soft_iou(drawn.sigmoid(), mask, known).mean(),
+            "_before": mask_iou(logits, mask, known).mean(),
+            "_after": mask_iou(drawn, mask, known).mean(),
         }
 
 
-def _mean_iou(one: Tensor, other: Tensor, known: Tensor) -> Tensor:
-    both = (one * other * known).sum((1, 2, 3))
-    return (both / (((one + other) * known).sum((1, 2, 3)) - both + 1e-6)).mean()
+def _soft_iou(probability: Tensor, mask: Tensor, known: Tensor) -> Tensor:
+    """(N,), differentiable: what is shared counts by its probability."""
+    both = (probability * mask * known).sum((1, 2, 3))
+    return both / (((probability + mask) * known).sum((1, 2, 3)) - both + 1e-6)
 
 
 def with_detail(model: TextSamModel) -> TextSamModel:
     """The model with the part, which adds nothing as yet."""
-    if model.config.mask_detail:
-        return model
-    wider = TextSamModel(TextSamConfig.from_dict({**model.config.to_dict(), "mask_detail": True}))
-    missing = wider.load_state_dict(model.state_dict(), strict=False).missing_keys
-    if any(not name.startswith("mask_detail.") for name in missing):
-        raise RuntimeError(f"more is missing than the part for details: {missing}")
-    return wider
+    return model if model.config.mask_detail else rebuilt(model, PART, mask_detail=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="textsam-tiny", help="name or folder of the model")
     parser.add_argument("--data", required=True, type=Path)
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--steps", type=int, default=1100)
-    parser.add_argument("--batch-size", type=int, default=24)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=int, default=250)
-    parser.add_argument("--resume", action="store_true")
+    add_run_arguments(parser, steps=2200, batch_size=24, lr=2e-3)
     args = parser.parse_args(arguments)
     torch.manual_seed(args.seed)
     sam = textsam.load(args.model, dtype="float32", device="cpu")
     files = write_crops(sam, args.data, args.out / "crops")
     model = with_detail(sam.model)
-    options = LoopOptions(
-        steps=args.steps,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        only=("mask_detail.",),
-        warmup=60,
-        decay_from=0.33,
-        clip_norm=1.0,
-        mixed_precision="no",
-        save_every=args.save_every,
-        seed=args.seed,
-    )
     crops = DetailCrops(files, args.steps * args.batch_size, args.seed)
-    train(MaskDetailStep(model), crops, options, args.out, args.resume)
+    train_part(MaskDetailStep(model), PART, crops, args, warmup=60, decay_from=0.33)
     copy_encoders(args.model, args.out / "model")
 
 

@@ -26,10 +26,11 @@ from textsam.checkpoints.devices import has_fast_bfloat16, resolve_device
 from textsam.checkpoints.encoders import CROP_ENCODER, EXTRA_NAMES, TEXT_ENCODER, packaged_folder, read_extra_names
 from textsam.checkpoints.loading import PACKAGED
 from textsam.language.vocabulary import UnknownNameError, Vocabulary
-from textsam.model import TextSamConfig, TextSamModel
+from textsam.model import TextSamModel
 from train.data import CocoSamples, Source
 from train.level_names import LEVELS
 from train.loop import LoopOptions, train
+from train.parts import rebuilt
 from train.step import EmbeddingTable, TextSamStep
 from train.synthetic_text import SyntheticText
 from train.text_data import MixedSamples, SyntheticSamples
@@ -72,12 +73,7 @@ def load_start(args: argparse.Namespace) -> tuple[TextSamModel, Tensor, Any]:
 
 def with_fine_masks(model: TextSamModel) -> TextSamModel:
     """The model with a head for strokes at full resolution, which starts afresh where it had none."""
-    if model.config.fine_masks:
-        return model
-    wider = TextSamModel(TextSamConfig.from_dict({**model.config.to_dict(), "fine_masks": True}))
-    fresh = {name: value for name, value in wider.state_dict().items() if name.startswith("fine_masks.")}
-    wider.load_state_dict({**fresh, **model.state_dict()})
-    return wider
+    return model if model.config.fine_masks else rebuilt(model, "fine_masks.", fine_masks=True)
 
 
 def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, LoopOptions]:

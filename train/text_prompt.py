@@ -16,8 +16,9 @@ import torch
 
 from textsam.checkpoints.encoders import EMBEDDED, TEXT_ENCODER, packaged_folder
 from textsam.language.vocabulary import Vocabulary
-from textsam.model import TextSamConfig, TextSamModel
+from textsam.model import TextSamModel
 from train.data import Sample
+from train.parts import rebuilt
 from train.stores import CropPrompts
 
 MEAN_NAMES = 256  # of the embedded vocabulary, evenly spaced
@@ -43,11 +44,7 @@ def with_projection(model: TextSamModel, projection: str) -> TextSamModel:
     """
     if model.config.text_projection == projection:
         return model
-    other = TextSamModel(TextSamConfig.from_dict({**model.config.to_dict(), "text_projection": projection}))
-    state = model.state_dict()
-    kept = {name: value for name, value in state.items() if not name.startswith("prompt_encoder.text_projection.")}
-    other.load_state_dict({**other.state_dict(), **kept})
-    return other.train(model.training)
+    return rebuilt(model, "prompt_encoder.text_projection.", text_projection=projection)
 
 
 @torch.no_grad()
