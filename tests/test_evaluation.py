@@ -271,13 +271,13 @@ def test_unknown_names_are_listed_and_not_asked(data: Path) -> None:
     assert scores.absence["present"] == 3
 
 
-def test_words_are_scored_against_the_semantic_file_without_void(data: Path) -> None:
-    """The semantic file holds one cat less, and void over half of the other."""
+def test_what_the_semantic_file_leaves_open_counts_for_no_prompt(data: Path) -> None:
+    """It holds one cat less, all of which is void, and void over a part of the other."""
+    void = ellipse(SCENES[1][0][1]) | ellipse(SCENES[1][1][1])
+    void[:, :25] = False
 
     def edit(content: dict[str, Any]) -> None:
         content["annotations"] = [a for a in content["annotations"] if a["id"] != 4]
-        void = ellipse(SCENES[1][0][1]) | ellipse(SCENES[1][1][1])
-        void[:, :25] = False
         content["images"][1]["void_rle"] = text_rle(void)
 
     semantic = data.with_name("val_semantic.json")
@@ -286,9 +286,21 @@ def test_words_are_scored_against_the_semantic_file_without_void(data: Path) -> 
     (scores,) = run(data, Oracle(data), options=EvaluationOptions(("text", "box"))).sets
     assert scores.truth == "val_semantic.json"
     assert scores.text is not None
-    # the second cat lies in the void as a whole: predicting it costs nothing
+    # the second cat lies in the void as a whole: predicting it costs nothing, and it is no object to ask for
     assert scores.text["per_class"]["cat"] == (1.0, 2)
-    assert scores.instances == 6
+    assert scores.instances == 5
+
+    def cut(mask: np.ndarray) -> np.ndarray:
+        """Nothing of the void is found."""
+        return mask & ~void if any((mask == ellipse(place)).all() for _, place in SCENES[1]) else mask
+
+    (left_out,) = run(data, Oracle(data, cut), options=EvaluationOptions(("box", "point"))).sets
+    assert left_out.box == left_out.clicks[1] == 1.0
+    change(semantic, lambda content: content["images"][1].pop("void_rle"))
+    (counted,) = run(data, Oracle(data, cut), options=EvaluationOptions(("box",))).sets
+    assert counted.instances == 6
+    assert counted.box is not None
+    assert counted.box < 1.0
 
 
 def test_crowds_are_neither_wrong_nor_right(data: Path) -> None:

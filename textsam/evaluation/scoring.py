@@ -3,7 +3,8 @@
     textsam evaluate DATA/val.json MORE/val.json --prompts all
     python -m textsam.evaluation.scoring DATA/val.json --prompts text
 
-Words are scored against `NAME_semantic.json` beside `NAME.json` where there is one (unions by class, with `void_rle`).
+Words are scored against `NAME_semantic.json` beside `NAME.json` where there is one (unions by class); what its `void_rle`
+marks counts for no prompt.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def run(
     if not paths:
         raise ValueError("no data set given: name at least one COCO instances file")
     loaded = [load_coco(path, images, max_bad_share=options.max_bad_share) for path in paths]
-    truths = [_semantic_file(dataset, images, options) for dataset in loaded]
+    truths = [_semantic_file(dataset, images, options.max_bad_share) for dataset in loaded]
     name = model_name or _model_name(model)
     if model is None or isinstance(model, str | Path):
         from textsam.checkpoints.loading import load
@@ -130,7 +131,9 @@ def _evaluate_set(
             tally.names, tally.unknown_names = known_names(model, list(dataset.categories.values()))
             names_known = True
         if any(options.asks(prompt) for prompt in ("box", "point", "text+point", "text+box")):
-            _evaluate_geometry(model, dataset, image, options, tally, state)
+            # What one of the two files leaves open, the other cannot tell either.
+            ignore = image.ignore_mask() | semantic.get(image.id, image).ignore_mask()
+            _evaluate_geometry(model, dataset, image, ignore, options, tally, state)
         if options.asks("text"):
             present = semantic_truth(semantic[image.id], truth) if truth and image.id in semantic else None
             _evaluate_text(model, dataset, image, present or semantic_truth(image, dataset), tally, state, options)
@@ -141,11 +144,11 @@ def _evaluate_geometry(
     model: Promptable,
     dataset: CocoDataset,
     image: CocoImage,
+    ignore: np.ndarray,
     options: EvaluationOptions,
     tally: Tally,
     state: _State,
 ) -> None:
-    ignore = image.ignore_mask()
     regions = [r for r in image.instances if not ignore.any() or (r.mask() & ~ignore).any()]
     chosen = choose(regions, options.max_instances, f"{options.seed} {image.id}")
     tally.instances += len(chosen)
@@ -188,12 +191,10 @@ def _evaluate_text(
     state.books.setdefault("text", CaseBook(options.columns)).add_image(cases)
 
 
-def _semantic_file(dataset: CocoDataset, images: str | Path | None, options: EvaluationOptions) -> CocoDataset | None:
-    """`NAME_semantic.json` beside NAME.json, when words are asked for and it speaks of the same images."""
+def _semantic_file(dataset: CocoDataset, images: str | Path | None, max_bad_share: float) -> CocoDataset | None:
+    """`NAME_semantic.json` beside NAME.json, when it is there; it speaks of the same images."""
     path = dataset.path.with_name(f"{dataset.path.stem}_semantic.json")
-    if not options.asks("text") or not path.is_file():
-        return None
-    return load_coco(path, images, max_bad_share=options.max_bad_share)
+    return load_coco(path, images, max_bad_share=max_bad_share) if path.is_file() else None
 
 
 def _model_name(model: object) -> str:
