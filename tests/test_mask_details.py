@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from tiny_models import randomize
 
 import textsam
 from textsam.model import TextSamConfig, TextSamModel
-from textsam.modeling.mask_detail import DETAIL_SIDE, MaskDetail
-from textsam.prompting.mask_details import Crop, masks_of_photo
+from textsam.modeling.mask_detail import MaskDetail, draw_boxes, draw_clicks
+from textsam.modeling.structures import ImageEmbeddings
+from textsam.prompting.mask_details import DETAIL_SIDE, QUICK_SIDE, Asked, Crop, masks_of_photo
 from textsam.prompting.transforms import ImageGeometry, masks_at_original_size
 from train.mask_detail import DetailCrops, main, with_detail
 
@@ -29,21 +31,25 @@ def rings(height: int, width: int) -> np.ndarray:
     return np.stack([2 * x, 2 * y, 0 * x], -1).astype(np.uint8)
 
 
-def test_a_crop_is_a_square_around_the_mask() -> None:
-    crop = Crop.around(MASK)
-    assert crop == Crop(65 - 99 / 2, 35 - 99 / 2, 99.0)  # 1.3 * 70 + 8
+def test_a_crop_is_a_square_around_the_mask_and_its_prompt() -> None:
+    assert Crop.around(MASK) == Crop(65 - 113 / 2, 35 - 113 / 2, 113.0)  # 1.5 * 70 + 8
     assert Crop.around(np.zeros((5, 5), bool)) is None
     dot = np.zeros((9, 9), bool)
     dot[4, 4] = True
     assert Crop.around(dot).side == 24
+    by_box = Asked(boxes=np.array([[10.0, 20.0, 110.0, 60.0]]))
+    assert Crop.around(MASK, by_box) == Crop(60 - 69, 40 - 69, 138.0)  # 1.3 * 100 + 8
+    points = np.array([[[40.0, 30.0], [110.0, 30.0], [5.0, 5.0]]])
+    clicked = Crop.around(MASK, Asked(points=points, labels=np.array([[1, 1, 0]])), QUICK_SIDE)
+    assert clicked == Crop(70 - 64, 35 - 64, 128.0, QUICK_SIDE)  # x from 30 to 110
 
 
 @pytest.mark.parametrize("side", [40.0, 200.0])
-def test_pixels_logits_and_boxes_fall_on_the_same_places(side: float) -> None:
+def test_pixels_logits_and_prompts_fall_on_the_same_places(side: float) -> None:
     """Enlarged and shrunk. The photo is 120 x 90, the encoder's input 64 px wide, its cells 4 px."""
     crop = Crop(10.5, 7.25, side)
     x, y = crop.centres()
-    assert x[0] == pytest.approx(10.5 + side / 256)
+    assert x[0] == pytest.approx(10.5 + side / 2 / DETAIL_SIDE)
     inside = (x > 3) & (x < 117), (y > 3) & (y < 87)
     place = np.ix_(inside[1], inside[0])
     colours = crop.of_picture(Image.fromarray(rings(90, 120)))
@@ -55,10 +61,28 @@ def test_pixels_logits_and_boxes_fall_on_the_same_places(side: float) -> None:
     found = crop.of_logits(cells, geometry).numpy()[place]
     expected = np.clip(x[inside[0]] * 64 / 120 / 4, 0.5, 15.5)
     np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), atol=1e-3)
-    asked = crop.of_box(np.array([30.0, 20.0, 100.0, 50.0]))
-    assert asked.sum() * (side / DETAIL_SIDE) ** 2 == pytest.approx(
+    asked = Asked(np.array([[30.0, 20.0, 100.0, 50.0]]), np.array([[[40.0, 30.0], [20.0, 25.0]]]), np.array([[1, 0]]))
+    box, points, labels = (each[None] for each in crop.of_prompt(asked))
+    drawn = draw_boxes(box, DETAIL_SIDE)
+    assert drawn.sum() * (side / DETAIL_SIDE) ** 2 == pytest.approx(
         (min(100, 10.5 + side) - 30) * (min(50, 7.25 + side) - 20), rel=0.02
     )
+    spots = draw_clicks(points, labels, DETAIL_SIDE)[0, 0]
+    for value, (px, py) in ((spots.max(), (40, 30)), (spots.min(), (20, 25))):
+        row, column = (spots == value).nonzero()[0].tolist()
+        assert (x[column], y[row]) == (
+            pytest.approx(px, abs=side / DETAIL_SIDE),
+            pytest.approx(py, abs=side / DETAIL_SIDE),
+        )
+        assert abs(value) == pytest.approx(1, abs=0.02)
+
+
+def test_nothing_asked_is_drawn_as_such() -> None:
+    box, points, labels = (each[None] for each in Crop(0, 0, 50).of_prompt(Asked()))
+    assert (draw_boxes(box, 32) == 0.5).all()
+    assert (draw_clicks(points, labels, 32) == 0).all()
+    padding = draw_clicks(torch.full((1, 1, 2), 0.5), torch.tensor([[-1]]), 32)
+    assert (padding == 0).all()
 
 
 def test_pasting_undoes_cutting() -> None:
@@ -75,16 +99,32 @@ def test_pasting_undoes_cutting() -> None:
 @torch.no_grad()
 def test_the_part_starts_from_nothing_and_sees_everything() -> None:
     torch.manual_seed(0)
-    part = MaskDetail().eval()
+    part = MaskDetail(32, 16).eval()
+    image = ImageEmbeddings(
+        torch.randn(2, 32, 2, 2), (32, 32), (torch.randn(2, 4, 8, 8), torch.randn(2, 8, 4, 4)), torch.randn(2, 16, 4, 4)
+    )
     pixels, logits = 255 * torch.rand(2, 3, 32, 32), 4 * torch.randn(2, 1, 32, 32)
-    boxes = torch.full((2, 1, 32, 32), 0.5)
-    torch.testing.assert_close(part(pixels, logits, boxes), logits)
+    boxes, clicks = torch.full((2, 1, 32, 32), 0.5), torch.zeros(2, 1, 32, 32)
+    torch.testing.assert_close(part(pixels, image, logits, boxes, clicks), logits)
     randomize(part)
-    first = part(pixels, logits, boxes)
-    for other in (part(255 - pixels, logits, boxes), part(pixels, logits, boxes * 0)):
-        assert (other - first).abs().max() > 1e-3
-    assert ((part(pixels, logits + 1, boxes) - first - 1).abs() > 1e-3).any()
-    torch.testing.assert_close(part(pixels[1:], logits[1:], boxes[1:]), first[1:], rtol=1e-4, atol=1e-4)
+    first = part(pixels, image, logits, boxes, clicks)
+    others = [
+        part(255 - pixels, image, logits, boxes, clicks),
+        part(pixels, image, logits, boxes * 0, clicks),
+        part(pixels, image, logits, boxes, clicks + 1),
+        part(pixels, replace(image, image_embeddings=-image.image_embeddings), logits, boxes, clicks),
+        part(pixels, replace(image, similarity_features=-image.similarity_features), logits, boxes, clicks),
+        part(pixels, image, logits + 1, boxes, clicks) - 1,
+        part(pixels, image, logits, boxes, clicks, torch.ones(2, 1, 4, 4)),
+    ]
+    for other in others:
+        assert (other - first).abs().max() > 1e-4
+    alone = part(pixels[1:], image.select(1), logits[1:], boxes[1:], clicks[1:])
+    torch.testing.assert_close(alone, first[1:], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="high_res_skips"):
+        part(pixels, replace(image, high_res_features=None), logits, boxes, clicks)
+    with pytest.raises(ValueError, match="high_res_skips"):
+        TextSamConfig(mask_detail=True)
 
 
 def test_masks_are_the_decoders_until_it_is_trained() -> None:
@@ -102,8 +142,14 @@ def test_masks_are_the_decoders_until_it_is_trained() -> None:
         assert (near == expected).mean() > 0.98  # sampled anew
         assert not near[3].any()
         randomize(model.mask_detail)
-        by_box = masks_of_photo(model, pixels, logits, geometry, np.tile([10.0, 10.0, 60.0, 80.0], (4, 1)))
-        assert (masks_of_photo(model, pixels, logits, geometry) != by_box).any()
+        first = masks_of_photo(model, pixels, logits, geometry)
+        by_box = Asked(boxes=np.tile([10.0, 10.0, 60.0, 80.0], (4, 1)))
+        by_click = Asked(points=np.full((4, 1, 2), 40.0), labels=np.ones((4, 1), int))
+        texts = torch.nn.functional.normalize(torch.randn(4, 512), dim=-1)
+        for asked in (by_box, by_click, Asked(texts=texts)):
+            assert (masks_of_photo(model, pixels, logits, geometry, asked) != first).any()
+        unsaid = masks_of_photo(model, pixels, logits, geometry, Asked(texts=0 * texts))
+        np.testing.assert_array_equal(unsaid, first)
     assert masks_of_photo(model, pixels, logits[:0], geometry).shape == (0, 90, 120)
     assert with_detail(model) is model
     state = model.state_dict()
@@ -141,14 +187,23 @@ def data(tmp_path: Path, cat_photo: np.ndarray) -> Path:
     return tmp_path / "data"
 
 
-def test_training_in_miniature(data: Path, tmp_path: Path) -> None:
+def test_training_in_miniature(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.mask_detail.LEAST_CLICK_IOU", -1.0)
     arguments = ["--data", str(data), "--out", str(tmp_path / "run"), "--batch-size", "2", "--save-every", "1"]
     main([*arguments, "--steps", "2"])
     file = tmp_path / "run" / "crops" / "coco.safetensors"
     written = file.stat().st_mtime_ns
     crops = DetailCrops([file], 40, 0)
-    kinds = {int(crops[i].box.unique().numel() == 1) for i in range(40)}
-    assert 0 in kinds  # asked for by boxes, at least
+    kinds = {(bool(crops[i].box.isfinite().all()), int((crops[i].labels >= 0).sum())) for i in range(40)}
+    assert {(True, 0), (False, 1)} < kinds  # by boxes, by first clicks, by several
+    assert {bool(crops[i].text.any()) for i in range(40)} == {True, False}
+    by_box = next(crops[i] for i in range(40) if crops[i].box.isfinite().all())
+    turned = by_box.mirrored()
+    drawn = [draw_boxes(crop.box[None], DETAIL_SIDE) for crop in (by_box, turned)]
+    torch.testing.assert_close(drawn[1], drawn[0].flip(-1), rtol=0, atol=1e-4)
+    clicked = next(crops[i] for i in range(40) if (crops[i].labels >= 0).sum() > 1)
+    drawn = [draw_clicks(c.points[None], c.labels[None], DETAIL_SIDE) for c in (clicked, clicked.mirrored())]
+    torch.testing.assert_close(drawn[1], drawn[0].flip(-1), rtol=0, atol=1e-4)
     assert crops[0].pixels.shape == (3, DETAIL_SIDE, DETAIL_SIDE)
     assert all(crops[i].mask.any() for i in range(10))
     trained = textsam.load(tmp_path / "run" / "model", dtype="float32")

@@ -27,7 +27,7 @@ class SquaresModel:
     squares that lie in it, of low predicted IoU when that is more than one square. Text is the colour: anything of
     another colour gets a low predicted IoU, too."""
 
-    config = SimpleNamespace(num_multimask_outputs=3)
+    config = SimpleNamespace(num_multimask_outputs=3, dense_text=False)
 
     def __init__(self, similarity_head: bool = True) -> None:
         self.similarity_head = similarity_head

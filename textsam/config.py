@@ -36,7 +36,9 @@ class NetworkConfig:
         fine_masks: masks can be redrawn at the input's full resolution, for the strokes of letters; needs
             `high_res_skips`. See `FineMasks`.
         finish_masks: fine masks are drawn a last time from several views of the picture; needs fine_masks.
-        mask_detail: masks are redrawn near by, on the photo's own pixels. See `MaskDetail`.
+        mask_detail: masks are redrawn near by, on the photo's own pixels; needs `high_res_skips`. See `MaskDetail`.
+        dense_text: where CLIP's own image tower sees a text is a mask prompt, too; for encoders without a
+            `similarity_head`. See `DenseText`.
         text_regions: of a model that finds written text: its levels, tile and rule of shrinking, as
             `textsam.text_regions.levels.TextRegionConfig` has them; None for any other.
         text_trained: False when the text parameters are still random, as after loading SAM's own checkpoints.
@@ -77,6 +79,7 @@ class NetworkConfig:
         fine_masks: bool = False,
         finish_masks: bool = False,
         mask_detail: bool = False,
+        dense_text: bool = False,
         text_regions: dict[str, Any] | None = None,
         text_trained: bool = False,
         pixel_mean: tuple[float, ...] | list[float] = (123.675, 116.28, 103.53),
@@ -95,6 +98,10 @@ class NetworkConfig:
             raise ValueError(f'{" and ".join(asked)} need encoder_type="mobile"; the ViT lacks them.')
         if fine_masks and not high_res_skips:
             raise ValueError("fine_masks needs high_res_skips=True: it starts from the map at stride 4.")
+        if mask_detail and not high_res_skips:
+            raise ValueError("mask_detail needs high_res_skips=True: it looks at the crops' maps at strides 4 and 8.")
+        if dense_text and similarity_head:
+            raise ValueError("dense_text and similarity_head both say where a text is: choose one of them.")
         if finish_masks and not fine_masks:
             raise ValueError("finish_masks needs fine_masks=True: it goes on from their drawing.")
         if mask_refinement and not dense_geometry:
@@ -131,6 +138,7 @@ class NetworkConfig:
         self.fine_masks = fine_masks
         self.finish_masks = finish_masks
         self.mask_detail = mask_detail
+        self.dense_text = dense_text
         self.text_regions = text_regions
         self.text_trained = text_trained
         self.pixel_mean = list(pixel_mean)

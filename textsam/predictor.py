@@ -50,7 +50,8 @@ class TextSam:
         model: put into eval mode.
         text_encoder: words to CLIP embeddings (`encode(texts) -> (Q, D)`), or a function that makes one when the first
             word comes; None: no words.
-        crop_encoder: masks to CLIP embeddings, or a function that makes it when it is needed; only ranking needs it.
+        crop_encoder: masks to CLIP embeddings, or a function that makes it when it is needed, by ranking or by a model
+            with `dense_text`.
         image_size: side in pixels that photos are resized to; None: the model's own.
         pad_to_square: False encodes photos that are not square without their padding: faster, not bit for bit SAM.
         text_options: constants of text prompting. ranking_options: those of text by ranking. reading_options: those of
@@ -208,6 +209,7 @@ class TextSam:
             like = exemplar_embedding(self.network, self.crop_encoder, exemplar)
             negatives = self._embed(question.negative_texts) if question.negative_texts else None
             photo = encoded or self._encode([pixels])[0]
+            self._look(photo)
             return answer_text(self.network, photo, question, like, negatives, self.text_options)
         prompts = self._check(question, self._geometry(pixels) if encoded is None else encoded.geometry)
         return self._answer(encoded or self._encode([pixels])[0], question, prompts)
@@ -287,6 +289,7 @@ class TextSam:
         if not names:
             return np.zeros(0, dtype=np.float32)
         embeddings = self._embed(names)
+        self._look(encoded)
         if not self.network.config.text_trained:
             agreement = self._ranker.agreement(encoded, names)
             return agreement.amax(1).numpy() if agreement.numel() else np.zeros(len(names), dtype=np.float32)
@@ -356,8 +359,16 @@ class TextSam:
             self._embed(question.texts + question.negative_texts)
         return prompts
 
+    def _look(self, encoded: EncodedImage) -> None:
+        """CLIP looks at the photo, too, before the first text is asked for, where the model takes its dense form."""
+        config = self.network.config
+        if config.dense_text and config.text_trained:
+            encoded.look_with(self._ranker.tower(config.clip_dim))
+
     def _answer(self, encoded: EncodedImage, question: Question, prompts: GeometricPrompts | None) -> sv.Detections:
         trained = self.network.config.text_trained
+        if question.texts:
+            self._look(encoded)
         if prompts is not None:
             texts = None
             if question.texts is not None and trained:

@@ -4,15 +4,16 @@
 
 DATA holds a folder per set with `train.json` (COCO instances) and `images/`; VOC's `train_semantic.json` tells what
 is unknown. In a first part the model is asked for objects by exact and noisy boxes, clicks and names, and the crops
-around its masks go to `OUT/crops`. The second part trains on them: the model itself is no longer needed.
+around its masks go to `OUT/crops`. The second part trains on them.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,22 +25,32 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 import textsam
+from textsam.evaluation.geometry import farthest_from_boundary, next_click
+from textsam.evaluation.metrics import mask_iou, tight_boxes
 from textsam.files.coco import load_coco
-from textsam.files.coco_structures import CocoImage, Region
+from textsam.files.coco_structures import CocoImage
 from textsam.language.vocabulary import UnknownNameError
 from textsam.model import TextSamModel
 from textsam.predictor import TextSam
-from textsam.prompting.mask_details import Crop
-from train.losses import mask_iou
+from textsam.prompting.mask_details import DETAIL_SIDE, QUICK_SIDE, Asked, Crop, redraw
+from train import losses
 from train.ocr import copy_encoders
 from train.parts import add_run_arguments, rebuilt, train_part
 
+if TYPE_CHECKING:
+    import supervision as sv
+
 PART = "mask_detail."
 # Set -> every how many of its photos are used: those with many photos, or the same again, would drown the others.
-SETS = {"coco": 1, "voc": 3, "ccp": 3, "facade": 3, "ecssd": 2, "balloon": 1, "pennfudan": 3}
-EXACT, NOISY, CLICKED, NAMED = 3, 2, 2, 2  # masks of each photo by these prompts
-CLICK_TRIES, LEAST_CLICK_IOU, LEAST_NAME_IOU = 4, 0.35, 0.4
+SETS = {"coco": 1, "voc": 1, "ccp": 2, "facade": 2, "ecssd": 1, "balloon": 1, "pennfudan": 1}
+# Set -> how often a crop of it is drawn: VOC leaves its outlines unknown, of which there is most to learn.
+SHARES = {"voc": 0.4}
+EXACT, NOISY, CLICKED, NAMED = 3, 2, 3, 2  # objects of each photo by these prompts
+MOST_CLICKS, CROPS_OF_CLICKS = 5, 2  # of one object
+LEAST_CLICK_IOU, LEAST_NAME_IOU = 0.3, 0.4
 BOX_NOISE, MOST_BOX_NOISE_PX = 0.1, 20
+UNSAID = 0.5  # of boxes and clicks: without the name of the thing
+SIDES = (QUICK_SIDE, 160, DETAIL_SIDE)  # px of the crops of a batch
 
 
 @dataclass
@@ -47,10 +58,131 @@ class DetailCrop:
     """A crop around one mask, S px square."""
 
     pixels: Tensor  # (3, S, S) uint8
-    logits: Tensor  # (S, S) float16, the decoder's
-    box: Tensor  # (S, S) uint8: 255 inside of the box asked for, 128 everywhere without one
+    logits: Tensor  # (S/2, S/2) float16, the decoder's
+    box: Tensor  # (4,) and
+    points: Tensor  # (K, 2) and
+    labels: Tensor  # (K,): the prompt, as `Crop.of_prompt` gives it
+    text: Tensor  # (D,) float16, of its name; zeros where the model does not know it
     mask: Tensor  # (S, S) bool, the truth
     unknown: Tensor  # (S, S) bool, not to be scored
+
+    def mirrored(self) -> DetailCrop:
+        """Left and right changed."""
+        left_right = (each.flip(-1) for each in (self.pixels, self.logits))
+        box = torch.stack([1 - self.box[2], self.box[1], 1 - self.box[0], self.box[3]])
+        points = torch.stack([1 - self.points[:, 0], self.points[:, 1]], dim=1)
+        return DetailCrop(*left_right, box, points, self.labels, self.text, self.mask.flip(-1), self.unknown.flip(-1))
+
+    def without_text(self) -> DetailCrop:
+        """As if it had not been said what to look for."""
+        return replace(self, text=self.text * 0)
+
+
+@dataclass
+class Truth:
+    """An object, or all of a name."""
+
+    mask: np.ndarray  # (H, W) bool
+    name: str
+
+
+@dataclass
+class Photo:
+    """A photo that is asked for its objects, and what is not known of it."""
+
+    sam: TextSam
+    picture: Image.Image
+    void: np.ndarray  # (H, W) bool
+
+    def crop(self, found: sv.Detections, row: int, truth: Truth, asked: Asked) -> Iterator[DetailCrop]:
+        """Around one mask that was found, nothing around an empty one; asked: its prompt (N = 1)."""
+        masks: Any = found.mask
+        around = Crop.around(masks[row], asked)
+        if around is None:
+            return
+        logits = torch.from_numpy(found.data["low_res_logits"][row])
+        cuts = [
+            around.of_picture(Image.fromarray(each.astype(np.uint8) * 255)) > 127 for each in (truth.mask, ~self.void)
+        ]
+        cuts[1] = ~cuts[1]  # beyond the photo nothing is known either
+        box, points, labels = around.of_prompt(asked)
+        more = MOST_CLICKS - len(labels)
+        yield DetailCrop(
+            torch.from_numpy(around.of_picture(self.picture).copy()).permute(2, 0, 1),
+            F.avg_pool2d(around.of_logits(logits, self.sam._current_image().geometry)[None], 2)[0].half(),
+            box,
+            F.pad(points, (0, 0, 0, more)),
+            F.pad(labels, (0, more), value=-1),
+            self.text(truth.name),
+            *map(torch.from_numpy, cuts),
+        )
+
+    def text(self, name: str) -> Tensor:
+        """(D,) float16 of a name, zeros when the model does not know it."""
+        try:
+            return self.sam._embed([name])[0].half()
+        except UnknownNameError:
+            return torch.zeros(self.sam.model.config.clip_dim, dtype=torch.float16)
+
+    def boxed(self, truths: Sequence[Truth], rng: np.random.Generator) -> Iterator[DetailCrop]:
+        """By boxes, those behind the first ones not exact."""
+        width, height = self.picture.size
+        boxes = tight_boxes(np.stack([truth.mask for truth in truths]))
+        noise = rng.normal(0, BOX_NOISE, boxes.shape) * np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+        noise = noise.clip(-MOST_BOX_NOISE_PX, MOST_BOX_NOISE_PX)
+        noise[:EXACT] = 0
+        boxes = (boxes + noise).clip(0, [width, height, width, height])
+        boxes[:, :2] = np.minimum(boxes[:, :2], boxes[:, 2:] - 1).clip(0)
+        boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1).clip(0, [width, height])
+        found = self.sam.predict(boxes=boxes, return_logits=True)
+        for row, number in enumerate(found.data["prompt_index"]):
+            yield from self.crop(found, row, truths[number], Asked(boxes=boxes[number][None]))
+
+    def clicked(self, truth: Truth, rng: np.random.Generator) -> Iterator[DetailCrop]:
+        """By a first click and then by corrections of what came; some of the masks on the way."""
+        ys, xs = np.nonzero(truth.mask & ~self.void)
+        if not len(ys):
+            return
+        place = rng.integers(len(ys))
+        deepest = farthest_from_boundary(truth.mask & ~self.void)[:2]
+        clicks = [(*deepest, 1) if rng.random() < 0.5 else (xs[place], ys[place], 1)]
+        kept = {1, *rng.choice(np.arange(2, MOST_CLICKS + 1), CROPS_OF_CLICKS - 1, replace=False)}
+        logits = None
+        while len(clicks) <= max(kept):
+            points, labels = np.array(clicks, float)[None, :, :2], np.array(clicks, int)[None, :, 2]
+            found = self.sam.predict(
+                points=points,
+                point_labels=labels,
+                mask_input=logits,
+                multimask_output=logits is None,
+                return_logits=True,
+            )
+            masks: Any = found.mask
+            row = int(np.argmax(found.data["predicted_iou"]))
+            logits = found.data["low_res_logits"][row][None]
+            if len(clicks) in kept and mask_iou(masks[row][None], truth.mask[None])[0] > LEAST_CLICK_IOU:
+                yield from self.crop(found, row, truth, Asked(points=points, labels=labels))
+            click = next_click(masks[row], truth.mask, self.void)
+            if click is None:
+                return
+            clicks.append(click)
+
+    def named(self, names: Sequence[str], truths: Sequence[Sequence[np.ndarray]]) -> Iterator[DetailCrop]:
+        """By names, the masks of each being its truths."""
+        try:
+            found = self.sam.predict(text=list(names), return_logits=True)
+        except UnknownNameError:
+            return
+        kept = 0
+        masks: Any = found.mask
+        class_id: Any = found.class_id
+        for row in range(len(found)):
+            possible = np.stack(truths[int(class_id[row])])
+            ious = mask_iou(np.broadcast_to(masks[row], possible.shape), possible)
+            if kept < NAMED and ious.max() > LEAST_NAME_IOU:
+                kept += 1
+                name = names[int(class_id[row])]
+                yield from self.crop(found, row, Truth(possible[int(ious.argmax())], name), Asked())
 
 
 def crops_of(
@@ -63,83 +195,24 @@ def crops_of(
         unions: of a name, all its objects together are a truth, too: some of them touch.
     """
     regions, rng = list(image.instances), np.random.default_rng((7, image.id))
-    if not regions:
+    chosen = [regions[i] for i in rng.permutation(len(regions))[: EXACT + NOISY]]
+    truths = [Truth(region.mask(), names[region.category_id]) for region in chosen]
+    truths = [truth for truth in truths if truth.mask.any()]
+    if not truths:
         return
     pixels = image.read()
-    height, width = pixels.shape[:2]
-    picture = Image.fromarray(pixels)
     sam.set_image(pixels)
-    chosen = rng.permutation(len(regions))[: EXACT + NOISY + 1]
-    masks = [regions[i].mask() for i in chosen]
-    masks = [mask for mask in masks if mask.any()]
-    if not masks:
-        return
-
-    def crop(found: object, row: int, truth: np.ndarray, box: np.ndarray | None) -> Iterator[DetailCrop]:
-        around = Crop.around(found.mask[row])  # type: ignore[attr-defined]
-        if around is not None:
-            logits = torch.from_numpy(found.data["low_res_logits"][row])  # type: ignore[attr-defined]
-            cuts = [around.of_picture(Image.fromarray(each.astype(np.uint8) * 255)) > 127 for each in (truth, ~void)]
-            cuts[1] = ~cuts[1]  # beyond the photo nothing is known either
-            inside = np.full(cuts[0].shape, 128) if box is None else around.of_box(box) * 255
-            yield DetailCrop(
-                torch.from_numpy(around.of_picture(picture).copy()).permute(2, 0, 1),
-                around.of_logits(logits, sam._current_image().geometry).half(),
-                torch.from_numpy(inside.astype(np.uint8)),
-                *map(torch.from_numpy, cuts),
-            )
-
-    boxes = np.array([_box(mask) for mask in masks], float)
-    noise = rng.normal(0, BOX_NOISE, boxes.shape) * np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-    noise = noise.clip(-MOST_BOX_NOISE_PX, MOST_BOX_NOISE_PX)
-    noise[:EXACT] = 0
-    boxes = (boxes + noise).clip(0, [width, height, width, height])
-    boxes[:, :2] = np.minimum(boxes[:, :2], boxes[:, 2:] - 1).clip(0)
-    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1).clip(0, [width, height])
-    found = sam.predict(boxes=boxes[: EXACT + NOISY], return_logits=True)
-    for row, number in enumerate(found.data["prompt_index"]):
-        yield from crop(found, row, masks[number], boxes[number])
-
-    points = []
-    for mask in masks[:CLICK_TRIES]:
-        ys, xs = np.nonzero(mask)
-        place = rng.integers(len(ys))
-        points.append([[xs[place] + 0.5, ys[place] + 0.5]])
-    found = sam.predict(points=np.array(points), return_logits=True)
-    ious = [_iou(found.mask[row], masks[number]) for row, number in enumerate(found.data["prompt_index"])]
-    for row in [row for row, iou in enumerate(ious) if iou > LEAST_CLICK_IOU][:CLICKED]:
-        yield from crop(found, row, masks[found.data["prompt_index"][row]], None)
+    photo = Photo(sam, Image.fromarray(pixels), void)
+    yield from photo.boxed(truths, rng)
+    for truth in truths[::-1][:CLICKED]:
+        yield from photo.clicked(truth, rng)
     if by_name:
-        yield from _named(sam, regions, names, rng, unions, crop)
-
-
-def _named(sam, regions: Sequence[Region], names, rng, unions: bool, crop) -> Iterator[DetailCrop]:  # type: ignore[no-untyped-def]
-    by_name: dict[str, list[Region]] = {}
-    for region in regions:
-        by_name.setdefault(names[region.category_id], []).append(region)
-    asked = [str(name) for name in rng.permutation(sorted(by_name))[:NAMED]]
-    try:
-        found = sam.predict(text=asked, return_logits=True)
-    except UnknownNameError:
-        return
-    kept = 0
-    for row in range(len(found)):
-        truths = [region.mask() for region in by_name[asked[int(found.class_id[row])]]]
-        if unions:
-            truths.append(np.any(truths, axis=0))
-        ious = [_iou(found.mask[row], truth) for truth in truths]
-        if kept < NAMED and max(ious) > LEAST_NAME_IOU:
-            kept += 1
-            yield from crop(found, row, truths[int(np.argmax(ious))], None)
-
-
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-
-
-def _iou(one: np.ndarray, other: np.ndarray) -> float:
-    return float((one & other).sum() / max((one | other).sum(), 1))
+        of_name: dict[str, list[np.ndarray]] = {}
+        for region in regions:
+            of_name.setdefault(names[region.category_id], []).append(region.mask())
+        asked = [str(name) for name in rng.permutation(sorted(of_name))[:NAMED]]
+        of_asked = [[*of_name[name], *([np.any(of_name[name], axis=0)] if unions else [])] for name in asked]
+        yield from photo.named(asked, of_asked)
 
 
 def write_crops(sam: TextSam, data: Path, folder: Path) -> list[Path]:
@@ -178,8 +251,9 @@ class DetailCrops(Dataset):
     """Crops of files, drawn at random, half of them mirrored."""
 
     def __init__(self, files: Sequence[Path], length: int, seed: int) -> None:
-        parts = [load_file(file) for file in files]
-        self.tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        self.parts = [load_file(file) for file in files]
+        weights = [len(part["mask"]) * SHARES.get(file.stem, 1.0) for part, file in zip(self.parts, files, strict=True)]
+        self.chances = np.array(weights) / sum(weights)
         self.length, self.seed = length, seed
 
     def __len__(self) -> int:
@@ -187,13 +261,16 @@ class DetailCrops(Dataset):
 
     def __getitem__(self, index: int) -> DetailCrop:
         rng = np.random.default_rng((self.seed, index))
-        row, mirrored = rng.integers(len(self.tensors["mask"])), rng.random() < 0.5
-        crop = {name: values[row] for name, values in self.tensors.items()}
-        return DetailCrop(**{name: value.flip(-1) if mirrored else value for name, value in crop.items()})
+        part = self.parts[int(rng.choice(len(self.parts), p=self.chances))]
+        row, mirrored = rng.integers(len(part["mask"])), rng.random() < 0.5
+        crop = DetailCrop(**{name: values[row] for name, values in part.items()})
+        if rng.random() < UNSAID and (crop.box.isfinite().all() or (crop.labels >= 0).any()):
+            crop = crop.without_text()
+        return crop.mirrored() if mirrored else crop
 
 
 class MaskDetailStep(nn.Module):
-    """Losses of masks redrawn near by. Colours are changed a little, each channel for itself."""
+    """Losses of masks redrawn near by. Colours are changed a little, each channel for itself, and so is the size."""
 
     samples_on_device = True
 
@@ -203,19 +280,24 @@ class MaskDetailStep(nn.Module):
 
     def forward(self, samples: list[DetailCrop], generator: torch.Generator) -> dict[str, Tensor]:
         """Losses by name, and under names that begin with "_" the mean IoU before and after."""
-        pixels, logits, box, mask, unknown = (
-            torch.stack([getattr(sample, name) for sample in samples]).float() for name in vars(samples[0])
+        fields = (torch.stack([getattr(sample, name) for sample in samples]).float() for name in vars(samples[0]))
+        pixels, logits, boxes, points, labels, texts, mask, unknown = fields
+        side = SIDES[int(torch.randint(len(SIDES), (1,), generator=generator))]
+        pixels, logits, mask, unknown = (
+            F.interpolate(each, (side, side), mode="bilinear", align_corners=False, antialias=each.shape[-1] > side)
+            for each in (pixels, logits[:, None], mask[:, None], unknown[:, None])
         )
-        logits, box, mask, known = (x[:, None] for x in (logits, box / 255, mask, 1 - unknown))
+        mask, known = (mask > 0.5).float(), (unknown < 0.5).float()
         draws = torch.rand(2, len(pixels), 3, 1, 1, generator=generator).to(pixels) - 0.5
-        pixels = 120 + (pixels - 120) * (1 + 0.2 * draws[0]) + 12 * draws[1]
-        drawn = self.model.mask_detail(pixels, logits, box).float()
+        pixels = (120 + (pixels - 120) * (1 + 0.2 * draws[0]) + 12 * draws[1]).clamp(0, 255)
+        self.model.image_encoder.eval()  # it is not trained
+        drawn = redraw(self.model, pixels, logits, boxes, points, labels, texts).float()
         each = F.binary_cross_entropy_with_logits(drawn, mask, reduction="none")
         return {
             "bce": (each * known).mean(),
             "iou": 1 - _soft_iou(drawn.sigmoid(), mask, known).mean(),
-            "_before": mask_iou(logits, mask, known).mean(),
-            "_after": mask_iou(drawn, mask, known).mean(),
+            "_before": losses.mask_iou(logits, mask, known).mean(),
+            "_after": losses.mask_iou(drawn, mask, known).mean(),
         }
 
 
@@ -238,8 +320,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.manual_seed(args.seed)
     sam = textsam.load(args.model, dtype="float32", device="cpu")
+    model, sam.model.config.mask_detail = with_detail(sam.model), False  # asked without the part
     files = write_crops(sam, args.data, args.out / "crops")
-    model = with_detail(sam.model)
+    model.config.mask_detail = True
     crops = DetailCrops(files, args.steps * args.batch_size, args.seed)
     train_part(MaskDetailStep(model), PART, crops, args, warmup=60, decay_from=0.33)
     copy_encoders(args.model, args.out / "model")

@@ -16,7 +16,7 @@ from train.recipes import Recipe
 from train.sam_step import SamStep
 from train.samples import RecordSamples, StreamSamples
 from train.stores import CropPrompts, TensorStore
-from train.text_prompt import centre, with_projection
+from train.text_prompt import centre, with_dense_form, with_projection
 
 RANDOM_SIZES = {
     "facebook/sam-vit-base": TextSamConfig.sam_vit_b,
@@ -47,7 +47,7 @@ def run_recipe(
     """
     if model is None:
         model = load_start(recipe)
-    model = with_projection(model, recipe.prompt.projection)
+    model = with_dense_form(with_projection(model, recipe.prompt.projection), recipe.prompt.dense)
     if encoders is None and recipe.step.text_share:
         clip = load_open_clip(recipe.clip)
         encoders = (TextEncoder(*clip), CropEncoder(clip[0]))

@@ -8,7 +8,7 @@ Source: Kirillov et al. 2023, appendix A, and appendix D.5 for the CLIP prompt.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +119,16 @@ class SamStep(nn.Module):
         return results
 
     def encode(self, samples: list[Sample]) -> ImageEmbeddings:
-        """The samples' pictures; from the store, where there is one."""
+        """The samples' pictures, with what CLIP sees of them where the model takes that, too."""
+        image = self._encode(samples)
+        crops = self._frozen[0]
+        if not self.model.config.dense_text or crops is None:
+            return image
+        dense = torch.stack([crops.dense(sample) for sample in samples]).to(self.model.device)
+        return replace(image, similarity_features=dense)
+
+    def _encode(self, samples: list[Sample]) -> ImageEmbeddings:
+        """From the store, where there is one."""
         size = tuple(samples[0].pixels.shape[-2:])
         if self.image_store is None:
             return self.model.encode_image(self._pixels(samples))

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from textsam.language.clip import CropEncoder
+from textsam.prompting.encoded_image import DENSE_STRIDE
+from textsam.prompting.transforms import ImageGeometry, features_in_input
 from train.data import Sample
 
 CROP_BATCH_SIZE = 16  # crops at a time, whatever the number of masks
@@ -50,7 +52,7 @@ class TensorStore:
 
 
 class CropPrompts:
-    """The CLIP embedding of each instance's crop: the prompts of appendix D.5.
+    """The CLIP embedding of each instance's crop: the prompts of appendix D.5. Also what its tower sees of a picture.
 
     Args:
         encoder: its image tower. store: keeps embeddings; None: they are computed every time, as they must be when
@@ -78,3 +80,12 @@ class CropPrompts:
         device = self.encoder.device
         embeddings = [(new[name] if name in new else known[name]).to(device) for name in names]
         return torch.stack(embeddings) if embeddings else torch.zeros(0, self.encoder.embed_dim, device=device)
+
+    @torch.no_grad()
+    def dense(self, sample: Sample) -> Tensor:
+        """(D, h, w) float32 on the encoder's device: its features in the sample's frame, as a predictor takes them."""
+        side = int(sample.pixels.shape[-1])
+        valid = sample.valid_hw or (side, side)
+        pixels = sample.pixels[:, : valid[0], : valid[1]].permute(1, 2, 0).contiguous().cpu().numpy()
+        geometry = ImageGeometry(valid, valid, (side, side))
+        return features_in_input(self.encoder.dense(pixels), geometry, DENSE_STRIDE)[0]

@@ -29,10 +29,12 @@ class PromptOptions:
     """
     Args:
         projection: "linear" or "mlp", from a CLIP embedding to a token.
+        dense: the dense form beside the token: where the CLIP's own image tower sees the embedding, as a mask prompt.
         centre: pictures of which crops are looked at for the mean of CLIP's images; 0 leaves embeddings as they are.
     """
 
     projection: str = "linear"
+    dense: bool = False
     centre: int = 0
 
 
@@ -45,6 +47,15 @@ def with_projection(model: TextSamModel, projection: str) -> TextSamModel:
     if model.config.text_projection == projection:
         return model
     return rebuilt(model, "prompt_encoder.text_projection.", text_projection=projection)
+
+
+def with_dense_form(model: TextSamModel, dense: bool) -> TextSamModel:
+    """The model with the dense form of the text prompt, afresh where it had none.
+
+    Raises:
+        ValueError: the model's own encoder says where a text is.
+    """
+    return model if model.config.dense_text or not dense else rebuilt(model, "dense_text.", dense_text=True)
 
 
 @torch.no_grad()

@@ -30,7 +30,9 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "clip_dim": (int,),
     "clip_template": (str,),
     "text_projection": (str,),
+    "dense_text": (bool,),
 }
+_LATER: dict[str, Any] = {"dense_text": False}  # fields that adapters written before lack
 
 
 def save_adapter(model: TextSamNetwork, path: str | os.PathLike[str]) -> Path:
@@ -94,7 +96,7 @@ def read_adapter(
             "whole model as the first argument of textsam.load."
         )
     try:
-        fields = json.loads(header)
+        fields = {**_LATER, **json.loads(header)}
         valid = all(type(fields[name]) in kinds for name, kinds in _FIELDS.items())
     except (ValueError, KeyError, TypeError):
         valid = False
@@ -131,7 +133,7 @@ def load_adapter(model: TextSamNetwork, path_or_id: str | os.PathLike[str]) -> T
             is then unchanged.
     """
     fields, tensors = read_adapter(path_or_id)
-    for name in ("clip_dim", "text_projection"):
+    for name in ("clip_dim", "text_projection", "dense_text"):
         if getattr(model.config, name) != fields[name]:
             raise ValueError(
                 f"The adapter {os.fspath(path_or_id)} has {name} {fields[name]!r}, this model "

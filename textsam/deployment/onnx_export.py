@@ -45,7 +45,13 @@ def export_onnx(
         The files.
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is missing, naming the extra to install.
+        ValueError: the model takes the dense form of a text prompt, which needs its CLIP's image tower.
     """
+    if sam.network.config.dense_text:
+        raise ValueError(
+            "A model with dense_text cannot be exported: its CLIP's image tower looks at every photo, and is not among "
+            "the graphs; train the text prompt without prompt.dense for that."
+        )
     _require("onnx", "onnxscript", "onnxruntime")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

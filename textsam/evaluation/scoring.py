@@ -3,8 +3,8 @@
     textsam evaluate DATA/val.json MORE/val.json --prompts all
     python -m textsam.evaluation.scoring DATA/val.json --prompts text
 
-Words are scored against `NAME_semantic.json` beside `NAME.json` where there is one (unions by class); what its `void_rle`
-marks counts for no prompt.
+Words are scored against `NAME_semantic.json` beside `NAME.json` where there is one (unions by class); what its
+`void_rle` marks counts for no prompt.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Details of one mask, seen from near: its outline drawn again in a square crop of the photo around it.
 
 The decoder draws on cells of 4 px of an input that is smaller than the photo, the same for small things and large.
-Here each mask fills the view. A U-Net (Ronneberger et al. 2015) on the photo's own pixels corrects the decoder's
-logits, as in CascadePSP (Cheng et al. 2020), in one pass.
+Here each mask fills the view. The image encoder looks at the crop, too, and a U-Net (Ronneberger et al. 2015) over its
+features, the photo's own pixels and the prompt corrects the decoder's logits: as CascadePSP (Cheng et al. 2020), in one
+pass, and as zooming in on a box, without a second decoding.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textsam.modeling.fine_masks import Conv3x3
+from textsam.modeling.layers import PointwiseConv2d
+from textsam.modeling.structures import ImageEmbeddings
 
-DETAIL_SIDE = 128  # px of a crop
-CHANNELS = (32, 48, 64, 96)  # from half of the crop's resolution to a sixteenth
-MAPS = 6  # red, green, blue, logits softly and hardly limited, box
+CHANNELS = (32, 48, 64, 96)  # at strides 2, 4, 8 and 16 of the crop
+CLICK_RADIUS = 0.03  # of the crop's side
+MAPS = 7  # red, green, blue, logits softly and hardly limited, box, clicks
 
 
 class ConvPair(nn.Module):
@@ -33,38 +36,82 @@ class ConvPair(nn.Module):
         return x + self.second(x, gelu=True)
 
 
-class MaskDetail(nn.Module):
-    """Adds to the logits of a mask in its crop; nothing at the start of training."""
+def draw_boxes(boxes: Tensor, side: int) -> Tensor:
+    """(N, 4) xyxy in units of the crop's side, NaN where there was none -> (N, 1, S, S): the share of each place inside
+    the box; 0.5 where there was none."""
+    centres = torch.arange(side, device=boxes.device) + 0.5
+    low, high = (boxes * side).unflatten(1, (2, 2))[..., None].unbind(1)  # (N, xy, 1) each
+    inside = (centres - low + 0.5).clamp(0, 1) * (high - centres + 0.5).clamp(0, 1)
+    return torch.nan_to_num(inside[:, 1, :, None] * inside[:, 0, None], nan=0.5)[:, None]
 
-    def __init__(self, channels: tuple[int, ...] = CHANNELS) -> None:
+
+def draw_clicks(points: Tensor, labels: Tensor, side: int) -> Tensor:
+    """(N, K, 2) xy in units of the crop's side, (N, K) labels 1, 0 or -1 -> (N, 1, S, S) in [-1, 1]: a soft spot at
+    each foreground click, a negative one at each background click."""
+    centres = (torch.arange(side, device=points.device) + 0.5) / side
+    across, down = (torch.exp(-((centres - each[..., None]) / CLICK_RADIUS).square()) for each in points.unbind(-1))
+    sign = (labels == 1).to(points) - (labels == 0).to(points)
+    return torch.einsum("nk,nky,nkx->nyx", sign, down, across).clamp(-1, 1)[:, None]
+
+
+class MaskDetail(nn.Module):
+    """Adds to the logits of a mask in its crop; nothing at the start of training.
+
+    Args:
+        embed_dim: C of the encoder's embedding. similarity_dim: E of its features that are compared with text, or 0.
+    """
+
+    def __init__(self, embed_dim: int, similarity_dim: int = 0, channels: tuple[int, ...] = CHANNELS) -> None:
         super().__init__()
         self.enter = Conv3x3(4 * MAPS, channels[0])
-        inputs = (channels[0], *channels)
-        self.down = nn.ModuleList(ConvPair(*each) for each in zip(inputs, channels, strict=False))
+        features = (0, embed_dim // 8, embed_dim // 4 + similarity_dim + bool(similarity_dim), embed_dim)
+        seen = [min(have, own) for have, own in zip(features, channels, strict=True)]
+        self.see = nn.ModuleList(PointwiseConv2d(*each) for each in zip(features[1:], seen[1:], strict=True))
+        inputs = [below + more for below, more in zip((channels[0], *channels), seen, strict=False)]
+        self.down = nn.ModuleList(ConvPair(*each) for each in zip(inputs, channels, strict=True))
         pairs = list(zip(channels[1:], channels, strict=False))[::-1]
         self.up = nn.ModuleList(ConvPair(coarse + fine, fine) for coarse, fine in pairs)
         self.out = Conv3x3(channels[0], 4)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, pixels: Tensor, logits: Tensor, boxes: Tensor) -> Tensor:
+    def forward(
+        self,
+        pixels: Tensor,
+        image: ImageEmbeddings,
+        logits: Tensor,
+        boxes: Tensor,
+        clicks: Tensor,
+        similarity: Tensor | None = None,
+    ) -> Tensor:
         """
         Args:
-            pixels: (N, 3, S, S) RGB in 0..255. logits: (N, 1, S, S), the decoder's.
-            boxes: (N, 1, S, S), 1 inside the box that was asked for and 0 outside; 0.5 where there was none.
+            pixels: (N, 3, S, S) RGB in 0..255. image: the same N crops after the image encoder.
+            logits: (N, 1, S, S), the decoder's. boxes, clicks: (N, 1, S, S), of `draw_boxes` and `draw_clicks`.
+            similarity: (N, 1, S/8, S/8) logits, of the name that was asked for; 0, or None, where there was none.
         Returns:
             (N, 1, S, S) logits, in the type of the weights.
         """
         dtype = self.out.weight.dtype
-        colours = (pixels.float() - 120) / 60
-        logits = logits.float()
-        x = torch.cat([colours, torch.tanh(logits / 4), logits.clamp(-15, 15) / 10, boxes.float()], dim=1).to(dtype)
-        x = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+        colours, logits = (pixels.float() - 120) / 60, logits.float()
+        maps = [colours, torch.tanh(logits / 4), logits.clamp(-15, 15) / 10, boxes.float(), clicks.float()]
+        x = F.pixel_unshuffle(torch.cat(maps, dim=1).to(dtype), 2).contiguous(memory_format=torch.channels_last)
         x = self.enter(x, gelu=True)
-        seen: list[Tensor] = []
-        for level in self.down:
-            x = level(F.max_pool2d(x, 2) if seen else x)
-            seen.append(x)
-        for level, fine in zip(self.up, seen[-2::-1], strict=True):
+        seen = [self.down[0](x)]
+        for level, see, features in zip(self.down[1:], self.see, _by_stride(image, similarity), strict=True):
+            seen.append(level(torch.cat([F.max_pool2d(seen[-1], 2), see(features.to(dtype))], dim=1)))
+        x = seen.pop()
+        for level, fine in zip(self.up, seen[::-1], strict=True):
             x = level(torch.cat([F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False), fine], dim=1))
         return logits.to(dtype) + F.pixel_shuffle(self.out(x), 2)
+
+
+def _by_stride(image: ImageEmbeddings, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What is known at strides 4, 8 and 16."""
+    if image.high_res_features is None:
+        raise ValueError("mask_detail needs an encoder with high_res_skips, but image has no high_res_features.")
+    stride4, stride8 = image.high_res_features
+    if image.similarity_features is not None:
+        asked = torch.zeros_like(stride8[:, :1]) if similarity is None else torch.tanh(similarity / 4).to(stride8)
+        stride8 = torch.cat([stride8, image.similarity_features, asked], dim=1)
+    return stride4, stride8, image.image_embeddings

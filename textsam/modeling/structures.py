@@ -18,7 +18,7 @@ class ImageEmbeddings:
     image_embeddings: Tensor  # (B, C, h, w)
     input_size: tuple[int, int]  # (height, width) of the encoder's input, px
     high_res_features: tuple[Tensor, Tensor] | None = None  # (B, C/8, 4h, 4w) and (B, C/4, 2h, 2w)
-    similarity_features: Tensor | None = None  # (B, E, hc, wc), to compare with projected text
+    similarity_features: Tensor | None = None  # (B, E, hc, wc), to compare with projected text; CLIP's: with text
     presence_features: Tensor | None = None  # (B, E), to compare with projected text
     pixel_values: Tensor | None = None  # (B, 3, H, W) the encoder's input, where masks can be redrawn upon it
 

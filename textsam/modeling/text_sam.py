@@ -10,12 +10,14 @@ Plain PyTorch: `textsam.model.TextSamModel` is the same network as a model of tr
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textsam.config import NetworkConfig
+from textsam.modeling.dense_text import DenseText
 from textsam.modeling.fine_masks import FineDrawing, FineMasks
 from textsam.modeling.image_encoder import ImageEncoderViT
 from textsam.modeling.mask_decoder import MaskDecoder
@@ -88,10 +90,12 @@ class TextSamNetwork(nn.Module):
             # positions than there are texts. Bias: most names are absent from most places.
             self.similarity_projection = nn.Linear(config.clip_dim, config.similarity_dim, bias=False)
             self.similarity_bias = nn.Parameter(torch.tensor(-3.0))
+        if config.dense_text:
+            self.dense_text = DenseText()
         if config.fine_masks:
             self.fine_masks = FineMasks(config.prompt_dim // 8, finish=config.finish_masks)
         if config.mask_detail:
-            self.mask_detail = MaskDetail()
+            self.mask_detail = MaskDetail(config.prompt_dim, config.similarity_dim if config.similarity_head else 0)
         if config.image_presence:
             self.presence_projection = nn.Linear(config.clip_dim, config.similarity_dim, bias=False)
             self.presence_bias = nn.Parameter(torch.tensor(-3.0))
@@ -114,6 +118,7 @@ class TextSamNetwork(nn.Module):
             "prompt_encoder.modality_means",
             "mask_decoder.presence_token.",
             "mask_decoder.presence_head.",
+            "dense_text.",
         )
         return [name for name in self.state_dict() if name.startswith(prefixes)]
 
@@ -185,6 +190,8 @@ class TextSamNetwork(nn.Module):
                 every = self.image_presence(image, text_embeddings, modality)
                 rows = torch.arange(count, device=every.device)
                 presence = every[0] if len(every) == 1 else every[rows if image_index is None else image_index, rows]
+            if self.config.dense_text and mask_input is None and image.similarity_features is not None:
+                mask_input = self._dense_mask_input(image, text_embeddings, image_index)
             text_embeddings = self.prompt_encoder.align_clip(text_embeddings, modality)
             if self.config.similarity_head:
                 similarity = self._similarity_of_pairs(image, text_embeddings, image_index)
@@ -251,10 +258,13 @@ class TextSamNetwork(nn.Module):
         Args:
             image: B images. text_embeddings: (Q, D) CLIP embeddings of unit length.
         Returns:
-            (B, Q, hc, wc) float32 logits, > 0 where the concept is likely; None without a similarity head.
+            (B, Q, hc, wc) float32 logits, > 0 where the concept is likely; None without a similarity head and without
+            CLIP's features (`dense_text`).
         """
         if image.similarity_features is None:
             return None
+        if self.config.dense_text:
+            return self.dense_text(image.similarity_features, text_embeddings[None])
         aligned = self.prompt_encoder.align_clip(text_embeddings, modality)
         directions = _directions(self.similarity_projection, aligned)
         return torch.einsum("behw,qe->bqhw", image.similarity_features.float(), directions) + self.similarity_bias
@@ -269,6 +279,20 @@ class TextSamNetwork(nn.Module):
             raise ValueError("image must come from encode_image of this model, but has no presence_features.")
         directions = _directions(self.presence_projection, self.prompt_encoder.align_clip(text_embeddings, modality))
         return image.presence_features.float() @ directions.T + self.presence_bias
+
+    def _dense_mask_input(self, image: ImageEmbeddings, texts: Tensor, image_index: Tensor | None) -> Tensor:
+        """(N, D) texts, where CLIP sees each in its image: (N, 1, 4h, 4w) logits, as of a former mask."""
+        features: Any = image.similarity_features
+        if len(features) == 1:
+            logits = self.dense_text(features, texts[None])[0][:, None]
+        else:
+            logits = self.dense_text(features if image_index is None else features[image_index], texts[:, None])
+        size = [4 * side for side in image.image_embeddings.shape[-2:]]
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+    def similarity_of_pairs(self, image: ImageEmbeddings, text_embeddings: Tensor) -> Tensor:
+        """(N, D) CLIP text embeddings of unit length against N images, one each: (N, 1, hc, wc) float32 logits."""
+        return self._similarity_of_pairs(image, self.prompt_encoder.align_clip(text_embeddings, "text"), None)
 
     def _similarity_of_pairs(self, image: ImageEmbeddings, aligned: Tensor, image_index: Tensor | None) -> Tensor:
         """(N, D) texts against the image of each: (N, 1, hc, wc) logits."""

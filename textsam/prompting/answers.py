@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from textsam.modeling.mask_detail import DETAIL_SIDE
 from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.detections import to_detections, to_numpy
 from textsam.prompting.encoded_image import EncodedImage
 from textsam.prompting.geometry_prompting import segment_prompts
-from textsam.prompting.mask_details import QUICK_SIDE, masks_of_photo
+from textsam.prompting.mask_details import Asked, masks_of_photo
 from textsam.prompting.prompts import GeometricPrompts
 from textsam.prompting.questions import Question
 from textsam.prompting.text_options import TextPromptOptions
@@ -69,10 +68,10 @@ def answer_geometry(
             data[name] = to_numpy(values)
     if question.return_logits:
         data["low_res_logits"] = to_numpy(masks.low_res_logits)
-    boxes = None if prompts.boxes is None else encoded.geometry.boxes_to_original(prompts.boxes)[index]
-    cells = QUICK_SIDE if boxes is None else DETAIL_SIDE
+    texts = None if text_embeddings is None else text_embeddings[masks.prompt_index]
+    asked = Asked.of(prompts, encoded.geometry, index, texts)
     detections = to_detections(
-        masks_of_photo(model, encoded.pixels, masks.low_res_logits, encoded.geometry, boxes, cells),
+        masks_of_photo(model, encoded.pixels, masks.low_res_logits, encoded.geometry, asked),
         confidence=to_numpy(masks.confidence),
         class_id=class_id[index],
         class_names=[names[i] for i in index],
@@ -114,7 +113,13 @@ def answer_text(
     if question.return_logits:
         data["low_res_logits"] = to_numpy(found.low_res_logits)
     return to_detections(
-        masks_of_photo(model, encoded.pixels, found.low_res_logits, encoded.geometry),
+        masks_of_photo(
+            model,
+            encoded.pixels,
+            found.low_res_logits,
+            encoded.geometry,
+            Asked(texts=text_embeddings[found.query_index]),
+        ),
         confidence=to_numpy(found.confidence),
         class_id=queries,
         class_names=names_of(question, queries),

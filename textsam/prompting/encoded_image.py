@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from textsam.modeling.structures import ImageEmbeddings
 from textsam.modeling.text_sam import TextSamNetwork
-from textsam.prompting.transforms import ImageGeometry, preprocess_image
+from textsam.prompting.transforms import ImageGeometry, features_in_input, preprocess_image
 
 if TYPE_CHECKING:
     import supervision as sv
+
+
+DENSE_STRIDE = 32  # px of the encoder's input to a cell of CLIP's features
+
+
+class DenseTower(Protocol):
+    """A CLIP's image tower, cell by cell; `CropEncoder` is one."""
+
+    def dense(self, image: np.ndarray) -> torch.Tensor:
+        """(H, W, 3) uint8 -> (D, hc, wc) of unit length over D, covering the whole photo."""
 
 
 @dataclass
@@ -26,7 +36,7 @@ class EncodedImage:
         geometry: its sizes.
         embeddings: of this photo alone (B = 1).
         proposals: its automatic masks, once ranking has asked for them.
-        dense_features: (D, hc, wc) of a CLIP, once ranking has asked for them.
+        dense_features: (D, hc, wc) of a CLIP, once ranking or a text prompt has asked for them.
     """
 
     pixels: np.ndarray
@@ -34,6 +44,16 @@ class EncodedImage:
     embeddings: ImageEmbeddings
     proposals: sv.Detections | None = None
     dense_features: torch.Tensor | None = None
+
+    def look_with(self, tower: DenseTower) -> None:
+        """CLIP's own features join the embeddings, once, for models with `dense_text`."""
+        if self.embeddings.similarity_features is None:
+            if self.dense_features is None:
+                self.dense_features = tower.dense(self.pixels)
+            features = features_in_input(self.dense_features, self.geometry, DENSE_STRIDE)
+            self.embeddings = replace(
+                self.embeddings, similarity_features=features.to(self.embeddings.image_embeddings.device)
+            )
 
 
 def encode_images(

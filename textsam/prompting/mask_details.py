@@ -1,6 +1,6 @@
 """Masks on the photo's own pixels, with their details where the model has a part for them.
 
-A mask's crop is a square around it, some wider than the mask; what lies outside of the crop is outside of the mask.
+A mask's crop is a square around it and the prompt, some wider; what lies outside of the crop is outside of the mask.
 """
 
 from __future__ import annotations
@@ -12,13 +12,57 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from textsam.modeling.mask_detail import DETAIL_SIDE
+from textsam.modeling.mask_detail import draw_boxes, draw_clicks
 from textsam.modeling.text_sam import TextSamNetwork
+from textsam.prompting.prompts import GeometricPrompts
 from textsam.prompting.transforms import LOW_RES_STRIDE, ImageGeometry, masks_at_original_size
 
-GROWTH, MARGIN_PX, LEAST_PX = 1.3, 8, 24  # a crop's side: the mask's longer side times, plus, and at least
+DETAIL_SIDE, QUICK_SIDE = 192, 128  # px of a crop; the smaller where somebody waits for the answer to a click
+MARGIN_PX, LEAST_PX = 8, 24  # a crop's side: the mask's longer side, grown, plus, and at least
+BOX_GROWTH, MASK_GROWTH = 1.3, 1.5  # the thing lies inside of a box; a mask may lack half of it
 CROPS_AT_A_TIME = 16
-QUICK_SIDE = 96  # px of a crop where somebody waits for the answer to a click
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The prompts of N masks, in the photo's own pixels.
+
+    Attributes:
+        boxes: (N, 4) xyxy, or None. points: (N, K, 2) xy, or None. labels: (N, K): 1 foreground, 0 background,
+            -1 padding.
+        texts: (N, D) CLIP embeddings of unit length, zeros where there was none; or None.
+    """
+
+    boxes: np.ndarray | None = None
+    points: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    texts: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, prompts: GeometricPrompts, geometry: ImageGeometry, rows: np.ndarray, texts: Tensor | None = None
+    ) -> Asked:
+        """The prompts of these rows, from the encoder's input back to the photo."""
+        boxes, points, labels = prompts.boxes, prompts.point_coords, prompts.point_labels
+        return cls(
+            None if boxes is None else geometry.boxes_to_original(boxes[rows]),
+            None if points is None else geometry.points_to_original(points[rows]),
+            None if labels is None else labels[rows],
+            texts,
+        )
+
+    @property
+    def quick(self) -> bool:
+        """Clicks alone: somebody waits."""
+        return self.points is not None and self.boxes is None
+
+    def row(self, row: int) -> Asked:
+        """The prompt of one mask, as N = 1."""
+        rows = slice(row, row + 1)
+        boxes, points, labels = (
+            None if each is None else each[rows] for each in (self.boxes, self.points, self.labels)
+        )
+        return Asked(boxes, points, labels, None if self.texts is None else self.texts[rows])
 
 
 @dataclass(frozen=True)
@@ -35,14 +79,22 @@ class Crop:
     cells: int = DETAIL_SIDE
 
     @classmethod
-    def around(cls, mask: np.ndarray, cells: int = DETAIL_SIDE) -> Crop | None:
-        """Of a mask (H, W) bool; None of an empty one."""
+    def around(cls, mask: np.ndarray, asked: Asked | None = None, cells: int = DETAIL_SIDE) -> Crop | None:
+        """Of a mask (H, W) bool and its prompt (N = 1): around the box, else around mask and foreground clicks; None of
+        an empty mask."""
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if not len(rows):
             return None
-        x1, y1, x2, y2 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-        side = max(GROWTH * max(x2 - x1, y2 - y1) + MARGIN_PX, LEAST_PX)
-        return cls((x1 + x2 - side) / 2, (y1 + y2 - side) / 2, float(side), cells)
+        corners = np.array([[columns[0], rows[0]], [columns[-1] + 1, rows[-1] + 1]], float)
+        growth = MASK_GROWTH
+        if asked is not None and asked.boxes is not None:
+            corners, growth = asked.boxes[0].reshape(2, 2), BOX_GROWTH
+        elif asked is not None and asked.points is not None and asked.labels is not None:
+            corners = np.concatenate([corners, asked.points[asked.labels == 1]])
+        low, high = corners.min(axis=0), corners.max(axis=0)
+        side = max(growth * float((high - low).max()) + MARGIN_PX, LEAST_PX)
+        left, top = ((low + high - side) / 2).tolist()
+        return cls(left, top, side, cells)
 
     def centres(self) -> tuple[np.ndarray, np.ndarray]:
         """x and y in the photo, (S,) each, of the crop's columns and rows."""
@@ -72,14 +124,16 @@ class Crop:
         cells_y = y * (resized_h / height / LOW_RES_STRIDE)
         return _sample(logits, cells_y, cells_x)
 
-    def of_box(self, box: np.ndarray) -> np.ndarray:
-        """(S, S) float32 in [0, 1]: the share of each place inside a box (4,) xyxy of the photo."""
-        unit = self.side / self.cells
-        inside = [
-            ((centres - low) / unit + 0.5).clip(0, 1) * ((high - centres) / unit + 0.5).clip(0, 1)
-            for centres, low, high in zip(self.centres(), box[:2], box[2:], strict=True)
-        ]
-        return (inside[1][:, None] * inside[0]).astype(np.float32)
+    def of_prompt(self, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+        """A prompt (N = 1) in units of the crop's side, as `draw_boxes` and `draw_clicks` take it: (4,), (K, 2) and
+        (K,)."""
+        origin = np.array([self.left, self.top])
+        box, points, labels = np.full(4, np.nan), np.zeros((0, 2)), np.zeros(0)
+        if asked.boxes is not None:
+            box = ((asked.boxes[0].reshape(2, 2) - origin) / self.side).ravel()
+        if asked.points is not None and asked.labels is not None:
+            points, labels = (asked.points[0] - origin) / self.side, asked.labels[0]
+        return torch.from_numpy(box).float(), torch.from_numpy(points).float(), torch.from_numpy(labels).float()
 
     def paste(self, logits: Tensor, mask: np.ndarray) -> None:
         """Replaces a mask (H, W) bool by what (S, S) logits of the crop say, unless nothing would be left of it."""
@@ -112,33 +166,64 @@ def masks_of_photo(
     pixels: np.ndarray,
     low_res_logits: Tensor,
     geometry: ImageGeometry,
-    boxes: np.ndarray | None = None,
-    cells: int = DETAIL_SIDE,
+    asked: Asked | None = None,
 ) -> np.ndarray:
     """Masks on the photo's own pixels.
 
     Args:
         pixels: (H, W, 3) uint8 RGB.
         low_res_logits: (N, 4h, 4w) float, the decoder's. geometry: the photo's sizes.
-        boxes: (N, 4) xyxy in the photo's pixels that the masks were asked for by; None: there were none.
-        cells: along a side of the crops; a multiple of 16.
+        asked: what each of the masks was asked for by; None: neither boxes nor points.
     Returns:
         (N, H, W) bool: as `masks_at_original_size`, redrawn by a model with `mask_detail`.
     """
     masks = masks_at_original_size(low_res_logits, geometry)
     if not model.config.mask_detail:
         return masks
-    picture = Image.fromarray(pixels)
-    crops = [(row, crop) for row, mask in enumerate(masks) if (crop := Crop.around(mask, cells)) is not None]
+    picture, asked = Image.fromarray(pixels), asked or Asked()
+    cells = QUICK_SIDE if asked.quick else DETAIL_SIDE
+    around = ((row, Crop.around(mask, asked.row(row), cells)) for row, mask in enumerate(masks))
+    crops = [(row, crop) for row, crop in around if crop is not None]
     for start in range(0, len(crops), CROPS_AT_A_TIME):
         part = crops[start : start + CROPS_AT_A_TIME]
-        colours = np.stack([crop.of_picture(picture) for _, crop in part])
-        logits = torch.stack([crop.of_logits(low_res_logits[row], geometry) for row, crop in part])
-        asked = np.full((len(part), cells, cells), 0.5, np.float32)
-        if boxes is not None:
-            asked = np.stack([crop.of_box(boxes[row]) for row, crop in part])
-        given = torch.from_numpy(colours).permute(0, 3, 1, 2), logits[:, None], torch.from_numpy(asked)[:, None]
-        drawn = model.mask_detail(*(each.to(low_res_logits.device) for each in given))[:, 0]
+        colours = torch.from_numpy(np.stack([crop.of_picture(picture) for _, crop in part])).permute(0, 3, 1, 2)
+        logits = torch.stack([crop.of_logits(low_res_logits[row], geometry) for row, crop in part])[:, None]
+        boxes, points, labels = map(
+            torch.stack, zip(*(crop.of_prompt(asked.row(row)) for row, crop in part), strict=True)
+        )
+        texts = None if asked.texts is None else asked.texts[[row for row, _ in part]]
+        drawn = redraw(model, colours, logits, boxes, points, labels, texts)[:, 0]
         for (row, crop), detail in zip(part, drawn, strict=True):
             crop.paste(detail, masks[row])
     return masks
+
+
+def redraw(
+    model: TextSamNetwork,
+    colours: Tensor,
+    logits: Tensor,
+    boxes: Tensor,
+    points: Tensor,
+    labels: Tensor,
+    texts: Tensor | None = None,
+) -> Tensor:
+    """
+    Args:
+        colours: (N, 3, S, S) uint8 or float, RGB in 0..255. logits: (N, 1, S, S), the decoder's.
+        boxes, points, labels: as `draw_boxes` and `draw_clicks` take them.
+        texts: (N, D) CLIP embeddings of unit length, zeros where there was none; or None.
+    Returns:
+        (N, 1, S, S) logits.
+    """
+    device, config = model.device, model.config
+    colours, side = colours.to(device).float(), colours.shape[-1]
+    mean, std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (config.pixel_mean, config.pixel_std))
+    similarity = None
+    with torch.no_grad():
+        image = model.encode_image(((colours - mean) / std).to(model.dtype))
+        if texts is not None and config.similarity_head:
+            texts = texts.to(device)
+            said = texts.any(dim=1)[:, None, None, None]
+            similarity = torch.where(said, model.similarity_of_pairs(image, texts), 0.0)
+    drawn_box, clicks = draw_boxes(boxes.to(device), side), draw_clicks(points.to(device), labels.to(device), side)
+    return model.mask_detail(colours, image, logits.to(device), drawn_box, clicks, similarity)

@@ -64,6 +64,26 @@ class Ranker:
             self._crop_encoder = self._crop_encoder()
         return self._crop_encoder  # type: ignore[return-value]
 
+    def tower(self, clip_dim: int) -> MaskEmbedder:
+        """The image tower of the CLIP that a trained text prompt speaks the space of.
+
+        Raises:
+            ValueError: there is none, or one of another width.
+        """
+        encoder = self.crop_encoder
+        if encoder is None:
+            raise ValueError(
+                "Expected a crop encoder, got none: with dense_text a text is also looked for by its CLIP's image "
+                "tower; textsam.load(..., clip=...) brings both."
+            )
+        width = getattr(encoder, "embed_dim", clip_dim)
+        if width != clip_dim:
+            raise ValueError(
+                f"Expected a crop encoder of width {clip_dim}, that of the model's CLIP, got {width}: load the CLIP "
+                "that the model names."
+            )
+        return encoder
+
     def notice(self, notice: str, stacklevel: int) -> None:
         """Say once what text cannot do with this model; `stacklevel` leads to the user's own line."""
         if notice not in self._noticed:

@@ -20,10 +20,10 @@ class TextReading:
 
     Attributes:
         presence: (Q,) in [0, 1], does the named thing appear at all? The geometric mean of two estimates where the
-            model has both: the presence token, and the maximum of the similarity map.
+            model has both: the presence token, and the maximum of a similarity head's map.
         region_logits: (Q, 4h, 4w) the text's mask, the union of its instances where the model learned that.
         region_iou: (Q,) its predicted IoU.
-        similarity: (Q, hc, wc) probabilities; None without a similarity head.
+        similarity: (Q, hc, wc) probabilities; None where the model knows of none.
     """
 
     presence: Tensor
@@ -49,7 +49,8 @@ def read_texts(
     presence = decoded.presence_logits.float().sigmoid()  # type: ignore[union-attr]
     logits = clear_padding(decoded.low_res_logits[:, 0].float(), geometry, fill=OUTSIDE)
     if similarity is not None:
-        presence = (presence * similarity.flatten(1).amax(1)).sqrt()
+        if not model.config.dense_text:  # which tells where a text stands out, be it there or not
+            presence = (presence * similarity.flatten(1).amax(1)).sqrt()
         allowed = F.interpolate((similarity > 0)[None].float(), tuple(logits.shape[-2:]), mode="nearest")[0] > 0
         logits = torch.where(allowed, logits, OUTSIDE)
     return TextReading(presence, logits, decoded.iou_predictions[:, 0].float(), similarity)

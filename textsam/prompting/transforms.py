@@ -223,6 +223,21 @@ def mask_to_low_res_logits(masks: np.ndarray, geometry: ImageGeometry, magnitude
     return magnitude * (2.0 * share - 1.0)
 
 
+def features_in_input(features: Tensor, geometry: ImageGeometry, stride: int) -> Tensor:
+    """Features that cover the photo, where the photo lies in the encoder's input.
+
+    Args:
+        features: (D, hc, wc). stride: px of the input to a cell of the result.
+    Returns:
+        (1, D, H / stride, W / stride) float32 of unit length over D; zeros in cells whose centre is in the padding.
+    """
+    (height, width), (rows, columns) = geometry.resized_size_hw, (s // stride for s in geometry.padded_size_hw)
+    y, x = (torch.arange(rows) + 0.5) * stride / height, (torch.arange(columns) + 0.5) * stride / width
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None].to(features.device)
+    found = F.grid_sample(features[None].float(), 2 * grid - 1, padding_mode="border", align_corners=False)
+    return F.normalize(found, dim=1) * (grid < 1).all(dim=-1)[:, None]
+
+
 def _scale_xy(xy: ArrayOrTensor, from_size_hw: tuple[int, int], to_size_hw: tuple[int, int]) -> ArrayOrTensor:
     """Multiply x by the ratio of the widths and y by that of the heights, on a copy."""
     scale = [to_size_hw[1] / from_size_hw[1], to_size_hw[0] / from_size_hw[0]]
