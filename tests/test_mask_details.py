@@ -17,7 +17,7 @@ import textsam
 from textsam.model import TextSamConfig, TextSamModel
 from textsam.modeling.mask_detail import MaskDetail, draw_boxes, draw_clicks
 from textsam.modeling.structures import ImageEmbeddings
-from textsam.prompting.mask_details import DETAIL_SIDE, QUICK_SIDE, Asked, Crop, masks_of_photo
+from textsam.prompting.mask_details import DETAIL_SIDE, QUICK_SIDE, Asked, Crop, masks_of_photo, redraw
 from textsam.prompting.transforms import ImageGeometry, masks_at_original_size
 from train.mask_detail import DetailCrops, main, with_detail
 
@@ -138,7 +138,7 @@ def test_masks_are_the_decoders_until_it_is_trained() -> None:
     with torch.inference_mode():
         np.testing.assert_array_equal(masks_of_photo(plain, pixels, logits, geometry), expected)
         model = with_detail(plain)
-        near = masks_of_photo(model, pixels, logits, geometry)
+        near = masks_of_photo(model, pixels, logits, geometry)  # asked for by nothing: no second answer either
         assert (near == expected).mean() > 0.98  # sampled anew
         assert not near[3].any()
         randomize(model.mask_detail)
@@ -154,6 +154,47 @@ def test_masks_are_the_decoders_until_it_is_trained() -> None:
     assert with_detail(model) is model
     state = model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in plain.state_dict().items())
+
+
+def test_the_decoder_is_asked_again_near_by() -> None:
+    """Every row by its own prompt, with its former answer; further clicks are not."""
+    torch.manual_seed(0)
+    model = with_detail(TextSamModel(TextSamConfig.tiny(image_size=64, text_trained=True))).eval()
+    randomize(model)
+    with torch.no_grad():
+        for parameter in model.mask_detail.out.parameters():
+            parameter.zero_()  # only the decoder's answers are left
+    side, nan = 64, float("nan")
+    colours, logits = 255 * torch.rand(5, 3, side, side), 4 * torch.randn(5, 1, side, side)
+    boxes = torch.tensor([[0.1, 0.2, 0.7, 0.8], [nan] * 4, [nan] * 4, [nan] * 4, [nan] * 4])
+    points = torch.full((5, 2, 2), 0.4)
+    labels = torch.tensor([[-1, -1], [1, -1], [1, 0], [-1, -1], [-1, -1]])
+    texts = torch.nn.functional.normalize(torch.randn(5, 512), dim=-1) * torch.tensor([0, 1, 0, 1, 0])[:, None]
+    with torch.no_grad():
+        drawn = redraw(model, colours, logits, boxes, points, labels, texts)
+        torch.testing.assert_close(drawn[[2, 4]], logits[[2, 4]])  # several clicks; no prompt of its own
+        image = model.encode_image((colours - 127.5) / 127.5)
+        low = torch.nn.functional.interpolate(logits, (16, 16), mode="area")
+        click = {"point_coords": torch.full((1, 1, 2), 0.4 * side), "point_labels": torch.tensor([[1]])}
+        asked = {
+            0: {"boxes": boxes[:1] * side},
+            1: {**click, "text_embeddings": texts[1:2]},
+            3: {"text_embeddings": texts[3:4]},
+        }
+        for row, prompt in asked.items():
+            near = image.select(row)
+            prompts = model.encode_prompts(near, mask_input=low[row : row + 1], **prompt)
+            answer = model.decode_masks(near, prompts, multimask_output=False).low_res_logits
+            again = torch.nn.functional.interpolate(answer, (side, side), mode="bilinear")
+            torch.testing.assert_close(drawn[row], (logits[row] + again[0]) / 2, rtol=1e-3, atol=1e-3)
+            assert (again[0] - logits[row]).abs().max() > 1e-2
+
+
+def test_further_clicks_are_answered_quickly() -> None:
+    clicks = Asked(points=np.zeros((1, 2, 2)), labels=np.ones((1, 2), int))
+    assert clicks.quick
+    assert not Asked(points=np.zeros((1, 1, 2)), labels=np.ones((1, 1), int)).quick
+    assert not replace(clicks, boxes=np.zeros((1, 4))).quick
 
 
 def test_the_embedded_model_follows_an_outline() -> None:

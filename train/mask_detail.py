@@ -290,7 +290,7 @@ class MaskDetailStep(nn.Module):
         mask, known = (mask > 0.5).float(), (unknown < 0.5).float()
         draws = torch.rand(2, len(pixels), 3, 1, 1, generator=generator).to(pixels) - 0.5
         pixels = (120 + (pixels - 120) * (1 + 0.2 * draws[0]) + 12 * draws[1]).clamp(0, 255)
-        self.model.image_encoder.eval()  # it is not trained
+        self.model.eval()  # all but the part is as in use
         drawn = redraw(self.model, pixels, logits, boxes, points, labels, texts).float()
         each = F.binary_cross_entropy_with_logits(drawn, mask, reduction="none")
         return {

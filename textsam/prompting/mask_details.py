@@ -6,13 +6,16 @@ A mask's crop is a square around it and the prompt, some wider; what lies outsid
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from textsam.modeling.mask_detail import draw_boxes, draw_clicks
+from textsam.modeling.structures import ImageEmbeddings
 from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.prompts import GeometricPrompts
 from textsam.prompting.transforms import LOW_RES_STRIDE, ImageGeometry, masks_at_original_size
@@ -53,8 +56,8 @@ class Asked:
 
     @property
     def quick(self) -> bool:
-        """Clicks alone: somebody waits."""
-        return self.points is not None and self.boxes is None
+        """Further clicks alone: somebody corrects a mask and waits."""
+        return self.labels is not None and self.labels.shape[1] > 1 and self.boxes is None
 
     def row(self, row: int) -> Asked:
         """The prompt of one mask, as N = 1."""
@@ -217,13 +220,51 @@ def redraw(
     """
     device, config = model.device, model.config
     colours, side = colours.to(device).float(), colours.shape[-1]
+    logits, boxes, points, labels = (each.to(device) for each in (logits, boxes, points, labels))
+    texts = None if texts is None else texts.to(device)
     mean, std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (config.pixel_mean, config.pixel_std))
     similarity = None
     with torch.no_grad():
         image = model.encode_image(((colours - mean) / std).to(model.dtype))
         if texts is not None and config.similarity_head:
-            texts = texts.to(device)
             said = texts.any(dim=1)[:, None, None, None]
             similarity = torch.where(said, model.similarity_of_pairs(image, texts), 0.0)
-    drawn_box, clicks = draw_boxes(boxes.to(device), side), draw_clicks(points.to(device), labels.to(device), side)
-    return model.mask_detail(colours, image, logits.to(device), drawn_box, clicks, similarity)
+        logits = _ask_again(model, image, logits, boxes, points, labels, texts)
+    drawn_box, clicks = draw_boxes(boxes, side), draw_clicks(points, labels, side)
+    return model.mask_detail(colours, image, logits, drawn_box, clicks, similarity)
+
+
+def _ask_again(
+    model: TextSamNetwork,
+    image: ImageEmbeddings,
+    logits: Tensor,
+    boxes: Tensor,
+    points: Tensor,
+    labels: Tensor,
+    texts: Tensor | None,
+) -> Tensor:
+    """The mean of what the decoder said (N, 1, S, S) and of what it says to the same prompt with the crop before its
+    eyes and the former answer as a mask prompt. Further clicks are not asked again: somebody waits."""
+    by_box, clicks = boxes.isfinite().all(dim=1), (labels >= 0).sum(dim=1)
+    by_text = texts.any(dim=1) if texts is not None and model.config.text_trained else torch.zeros_like(by_box)
+    kinds = by_box.long() + 2 * (clicks == 1) + 4 * by_text
+    kinds = torch.where((clicks > 1) | (kinds == 0), 0, kinds)
+    side = logits.shape[-1]
+    low = F.interpolate(logits, (side // LOW_RES_STRIDE, side // LOW_RES_STRIDE), mode="area")
+    logits = logits.clone()
+    for kind in kinds.unique().tolist():
+        if not kind:
+            continue
+        rows = torch.nonzero(kinds == kind)[:, 0]
+        near = image if len(rows) == len(logits) else image.take(rows)
+        given: dict[str, Any] = {"mask_input": low[rows]}
+        if kind & 1:
+            given["boxes"] = boxes[rows] * side
+        if kind & 2:
+            given |= {"point_coords": points[rows, :1] * side, "point_labels": labels[rows, :1].long()}
+        if kind & 4 and texts is not None:
+            given["text_embeddings"] = texts[rows]
+        answer = model.decode_masks(near, model.encode_prompts(near, **given), multimask_output=False)
+        again = F.interpolate(answer.low_res_logits.float(), (side, side), mode="bilinear", align_corners=False)
+        logits[rows] = (logits[rows] + again) / 2
+    return logits
