@@ -17,12 +17,21 @@ import textsam
 from textsam.model import TextSamConfig, TextSamModel
 from textsam.modeling.mask_detail import MaskDetail, draw_boxes, draw_clicks
 from textsam.modeling.structures import ImageEmbeddings
-from textsam.prompting.mask_details import DETAIL_SIDE, QUICK_SIDE, Asked, Crop, masks_of_photo, redraw
+from textsam.prompting.mask_details import (
+    DETAIL_SIDE,
+    QUICK_SIDE,
+    Asked,
+    Crop,
+    extents_of_logits,
+    masks_of_photo,
+    redraw,
+)
 from textsam.prompting.transforms import ImageGeometry, masks_at_original_size
 from train.mask_detail import DetailCrops, main, with_detail
 
 MASK = np.zeros((90, 120), bool)
 MASK[20:50, 30:100] = True
+AROUND = Crop(65 - 113 / 2, 35 - 113 / 2, 113.0)  # 1.5 * 70 + 8
 
 
 def rings(height: int, width: int) -> np.ndarray:
@@ -32,16 +41,30 @@ def rings(height: int, width: int) -> np.ndarray:
 
 
 def test_a_crop_is_a_square_around_the_mask_and_its_prompt() -> None:
-    assert Crop.around(MASK) == Crop(65 - 113 / 2, 35 - 113 / 2, 113.0)  # 1.5 * 70 + 8
-    assert Crop.around(np.zeros((5, 5), bool)) is None
-    dot = np.zeros((9, 9), bool)
-    dot[4, 4] = True
-    assert Crop.around(dot).side == 24
+    extent = np.array([30.0, 20.0, 100.0, 50.0])
+    assert Crop.around(extent) == AROUND
+    assert Crop.around(np.array([4.0, 4.0, 5.0, 5.0])).side == 24
     by_box = Asked(boxes=np.array([[10.0, 20.0, 110.0, 60.0]]))
-    assert Crop.around(MASK, by_box) == Crop(60 - 69, 40 - 69, 138.0)  # 1.3 * 100 + 8
+    assert Crop.around(extent, by_box) == Crop(60 - 69, 40 - 69, 138.0)  # 1.3 * 100 + 8
     points = np.array([[[40.0, 30.0], [110.0, 30.0], [5.0, 5.0]]])
-    clicked = Crop.around(MASK, Asked(points=points, labels=np.array([[1, 1, 0]])), QUICK_SIDE)
+    clicked = Crop.around(extent, Asked(points=points, labels=np.array([[1, 1, 0]])), QUICK_SIDE)
     assert clicked == Crop(70 - 64, 35 - 64, 128.0, QUICK_SIDE)  # x from 30 to 110
+
+
+def test_extents_of_logits_hold_the_masks() -> None:
+    """A 90 x 120 photo in an input of 64 px: 48 rows of it, 12 of 16 rows of cells."""
+    geometry = ImageGeometry.of((90, 120), 64)
+    logits = torch.full((3, 16, 16), -1.0)
+    logits[0, 2:5, 3:9] = 1
+    logits[1, 13:, :] = 1  # in the padding
+    found, beyond, nothing = extents_of_logits(logits, geometry)
+    np.testing.assert_allclose(found, [3 * 7.5, 2 * 7.5, 9 * 7.5, 5 * 7.5])
+    assert beyond is None
+    assert nothing is None
+    mask = masks_at_original_size(logits[:1], geometry)[0]
+    ys, xs = np.nonzero(mask)
+    assert found[0] - 1 <= xs.min() < xs.max() < found[2] + 1
+    assert found[1] - 1 <= ys.min() < ys.max() < found[3] + 1
 
 
 @pytest.mark.parametrize("side", [40.0, 200.0])
@@ -86,14 +109,11 @@ def test_nothing_asked_is_drawn_as_such() -> None:
 
 
 def test_pasting_undoes_cutting() -> None:
-    crop = Crop.around(MASK)
-    cut = crop.of_picture(Image.fromarray(MASK.astype(np.uint8) * 255))
-    mask = np.ones_like(MASK)
-    crop.paste(torch.from_numpy(cut.astype(np.float32)) - 127.5, mask)
+    cut = AROUND.of_picture(Image.fromarray(MASK.astype(np.uint8) * 255))
+    mask = np.zeros_like(MASK)
+    assert AROUND.paste(torch.from_numpy(cut.astype(np.float32)) - 127.5, mask)
     assert (mask != MASK).sum() <= 2
-    kept = mask.copy()
-    crop.paste(torch.full((DETAIL_SIDE, DETAIL_SIDE), -1.0), mask)  # a mask is corrected, not lost
-    assert (mask == kept).all()
+    assert not AROUND.paste(torch.full((DETAIL_SIDE, DETAIL_SIDE), -1.0), np.zeros_like(MASK))
 
 
 @torch.no_grad()
@@ -141,6 +161,8 @@ def test_masks_are_the_decoders_until_it_is_trained() -> None:
         near = masks_of_photo(model, pixels, logits, geometry)  # asked for by nothing: no second answer either
         assert (near == expected).mean() > 0.98  # sampled anew
         assert not near[3].any()
+        model.mask_detail.out.bias.fill_(-1e4)  # draws nothing: a mask is corrected, not lost
+        np.testing.assert_array_equal(masks_of_photo(model, pixels, logits, geometry), expected)
         randomize(model.mask_detail)
         first = masks_of_photo(model, pixels, logits, geometry)
         by_box = Asked(boxes=np.tile([10.0, 10.0, 60.0, 80.0], (4, 1)))

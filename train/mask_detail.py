@@ -32,7 +32,7 @@ from textsam.files.coco_structures import CocoImage
 from textsam.language.vocabulary import UnknownNameError
 from textsam.model import TextSamModel
 from textsam.predictor import TextSam
-from textsam.prompting.mask_details import DETAIL_SIDE, QUICK_SIDE, Asked, Crop, redraw
+from textsam.prompting.mask_details import DETAIL_SIDE, QUICK_SIDE, Asked, Crop, extents_of_logits, redraw
 from train import losses
 from train.ocr import copy_encoders
 from train.parts import add_run_arguments, rebuilt, train_part
@@ -96,11 +96,12 @@ class Photo:
 
     def crop(self, found: sv.Detections, row: int, truth: Truth, asked: Asked) -> Iterator[DetailCrop]:
         """Around one mask that was found, nothing around an empty one; asked: its prompt (N = 1)."""
-        masks: Any = found.mask
-        around = Crop.around(masks[row], asked)
-        if around is None:
-            return
+        geometry = self.sam._current_image().geometry
         logits = torch.from_numpy(found.data["low_res_logits"][row])
+        extent = extents_of_logits(logits[None], geometry)[0]
+        if extent is None:
+            return
+        around = Crop.around(extent, asked)
         cuts = [
             around.of_picture(Image.fromarray(each.astype(np.uint8) * 255)) > 127 for each in (truth.mask, ~self.void)
         ]
@@ -109,7 +110,7 @@ class Photo:
         more = MOST_CLICKS - len(labels)
         yield DetailCrop(
             torch.from_numpy(around.of_picture(self.picture).copy()).permute(2, 0, 1),
-            F.avg_pool2d(around.of_logits(logits, self.sam._current_image().geometry)[None], 2)[0].half(),
+            F.avg_pool2d(around.of_logits(logits, geometry)[None], 2)[0].half(),
             box,
             F.pad(points, (0, 0, 0, more)),
             F.pad(labels, (0, more), value=-1),

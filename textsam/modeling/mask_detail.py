@@ -2,8 +2,8 @@
 
 The decoder draws on cells of 4 px of an input that is smaller than the photo, the same for small things and large.
 Here each mask fills the view. The image encoder looks at the crop, too, and a U-Net (Ronneberger et al. 2015) over its
-features, the photo's own pixels and the prompt corrects the decoder's logits: as CascadePSP (Cheng et al. 2020), in one
-pass, and as zooming in on a box, without a second decoding.
+features, the photo's own pixels and the prompt corrects the decoder's logits, as CascadePSP (Cheng et al. 2020) does in
+several passes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Masks on the photo's own pixels, with their details where the model has a part for them.
 
 A mask's crop is a square around it and the prompt, some wider; what lies outside of the crop is outside of the mask.
+The encoder looks at the crop, the decoder is asked again there, and `MaskDetail` draws on from both of its answers.
 """
 
 from __future__ import annotations
@@ -82,14 +83,9 @@ class Crop:
     cells: int = DETAIL_SIDE
 
     @classmethod
-    def around(cls, mask: np.ndarray, asked: Asked | None = None, cells: int = DETAIL_SIDE) -> Crop | None:
-        """Of a mask (H, W) bool and its prompt (N = 1): around the box, else around mask and foreground clicks; None of
-        an empty mask."""
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if not len(rows):
-            return None
-        corners = np.array([[columns[0], rows[0]], [columns[-1] + 1, rows[-1] + 1]], float)
-        growth = MASK_GROWTH
+    def around(cls, extent: np.ndarray, asked: Asked | None = None, cells: int = DETAIL_SIDE) -> Crop:
+        """Around the box of a prompt (N = 1), else around a mask's extent (4,) xyxy and the foreground clicks."""
+        corners, growth = extent.reshape(2, 2), MASK_GROWTH
         if asked is not None and asked.boxes is not None:
             corners, growth = asked.boxes[0].reshape(2, 2), BOX_GROWTH
         elif asked is not None and asked.points is not None and asked.labels is not None:
@@ -138,17 +134,15 @@ class Crop:
             points, labels = (asked.points[0] - origin) / self.side, asked.labels[0]
         return torch.from_numpy(box).float(), torch.from_numpy(points).float(), torch.from_numpy(labels).float()
 
-    def paste(self, logits: Tensor, mask: np.ndarray) -> None:
-        """Replaces a mask (H, W) bool by what (S, S) logits of the crop say, unless nothing would be left of it."""
+    def paste(self, logits: Tensor, mask: np.ndarray) -> bool:
+        """Draws into an empty mask (H, W) bool what (S, S) logits of the crop say; false if that is nothing."""
         height, width = mask.shape
         x1, y1 = max(int(np.floor(self.left)), 0), max(int(np.floor(self.top)), 0)
         x2, y2 = min(int(np.ceil(self.left + self.side)), width), min(int(np.ceil(self.top + self.side)), height)
         unit = self.cells / self.side
         y, x = (np.arange(y1, y2) + 0.5 - self.top) * unit, (np.arange(x1, x2) + 0.5 - self.left) * unit
-        inside = (_sample(logits, y, x) > 0).cpu().numpy()
-        if inside.any():
-            mask[:] = False
-            mask[y1:y2, x1:x2] = inside
+        mask[y1:y2, x1:x2] = (_sample(logits, y, x) > 0).cpu().numpy()
+        return bool(mask[y1:y2, x1:x2].any())
 
 
 def _sample(values: Tensor, y: np.ndarray, x: np.ndarray) -> Tensor:
@@ -180,13 +174,15 @@ def masks_of_photo(
     Returns:
         (N, H, W) bool: as `masks_at_original_size`, redrawn by a model with `mask_detail`.
     """
-    masks = masks_at_original_size(low_res_logits, geometry)
     if not model.config.mask_detail:
-        return masks
+        return masks_at_original_size(low_res_logits, geometry)
+    masks = np.zeros((len(low_res_logits), *geometry.original_size_hw), bool)
     picture, asked = Image.fromarray(pixels), asked or Asked()
     cells = QUICK_SIDE if asked.quick else DETAIL_SIDE
-    around = ((row, Crop.around(mask, asked.row(row), cells)) for row, mask in enumerate(masks))
-    crops = [(row, crop) for row, crop in around if crop is not None]
+    extents = extents_of_logits(low_res_logits, geometry)
+    crops = [
+        (row, Crop.around(extent, asked.row(row), cells)) for row, extent in enumerate(extents) if extent is not None
+    ]
     for start in range(0, len(crops), CROPS_AT_A_TIME):
         part = crops[start : start + CROPS_AT_A_TIME]
         colours = torch.from_numpy(np.stack([crop.of_picture(picture) for _, crop in part])).permute(0, 3, 1, 2)
@@ -197,8 +193,26 @@ def masks_of_photo(
         texts = None if asked.texts is None else asked.texts[[row for row, _ in part]]
         drawn = redraw(model, colours, logits, boxes, points, labels, texts)[:, 0]
         for (row, crop), detail in zip(part, drawn, strict=True):
-            crop.paste(detail, masks[row])
+            if not crop.paste(detail, masks[row]):  # a mask is corrected, not lost
+                masks[row] = masks_at_original_size(low_res_logits[row : row + 1], geometry)[0]
     return masks
+
+
+def extents_of_logits(low_res_logits: Tensor, geometry: ImageGeometry) -> list[np.ndarray | None]:
+    """(N, 4h, 4w) logits -> N times (4,) xyxy in the photo's pixels around the cells above 0, or None of an empty mask.
+
+    Far less work than masks of the photo's size, of which only this would be used.
+    """
+    (height, width), resized = geometry.original_size_hw, geometry.resized_size_hw
+    rows, columns = (-(-side // LOW_RES_STRIDE) for side in resized)
+    inside = (low_res_logits[:, :rows, :columns] > 0).cpu().numpy()
+    scale = np.array([width / resized[1], height / resized[0]] * 2) * LOW_RES_STRIDE
+    extents: list[np.ndarray | None] = []
+    for each in inside:
+        y, x = np.flatnonzero(each.any(axis=1)), np.flatnonzero(each.any(axis=0))
+        corners = scale * [x[0], y[0], x[-1] + 1, y[-1] + 1] if len(x) else None
+        extents.append(None if corners is None else corners.clip(0, [width, height, width, height]))
+    return extents
 
 
 def redraw(
