@@ -21,7 +21,7 @@ from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.prompts import GeometricPrompts
 from textsam.prompting.transforms import LOW_RES_STRIDE, ImageGeometry, masks_at_original_size
 
-DETAIL_SIDE, QUICK_SIDE = 192, 128  # px of a crop; the smaller where somebody waits for the answer to a click
+DETAIL_SIDE, CLICK_SIDE, QUICK_SIDE = 192, 160, 128  # px of a crop; smaller where somebody waits: clicks, corrections
 MARGIN_PX, LEAST_PX = 8, 24  # a crop's side: the mask's longer side, grown, plus, and at least
 BOX_GROWTH, MASK_GROWTH = 1.3, 1.5  # the thing lies inside of a box; a mask may lack half of it
 CROPS_AT_A_TIME = 16
@@ -59,6 +59,13 @@ class Asked:
     def quick(self) -> bool:
         """Further clicks alone: somebody corrects a mask and waits."""
         return self.labels is not None and self.labels.shape[1] > 1 and self.boxes is None
+
+    @property
+    def cells(self) -> int:
+        """Along a side of the crops."""
+        if self.points is None or self.boxes is not None:
+            return DETAIL_SIDE
+        return QUICK_SIDE if self.quick else CLICK_SIDE
 
     def row(self, row: int) -> Asked:
         """The prompt of one mask, as N = 1."""
@@ -178,7 +185,7 @@ def masks_of_photo(
         return masks_at_original_size(low_res_logits, geometry)
     masks = np.zeros((len(low_res_logits), *geometry.original_size_hw), bool)
     picture, asked = Image.fromarray(pixels), asked or Asked()
-    cells = QUICK_SIDE if asked.quick else DETAIL_SIDE
+    cells = asked.cells
     extents = extents_of_logits(low_res_logits, geometry)
     crops = [
         (row, Crop.around(extent, asked.row(row), cells)) for row, extent in enumerate(extents) if extent is not None
