@@ -82,7 +82,7 @@ class Recorder:
     """Stands in for a model: notes what it is asked, and answers with masks whose values say which they are."""
 
     device = torch.device("cpu")
-    config = SimpleNamespace(clip_dim=4, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)
+    config = SimpleNamespace(clip_dim=4, dense_text=False, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)
 
     def __init__(self) -> None:
         self.asked: list[dict] = []
