@@ -317,7 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="textsam-tiny", help="name or folder of the model")
     parser.add_argument("--data", required=True, type=Path)
-    add_run_arguments(parser, steps=2200, batch_size=24, lr=2e-3)
+    add_run_arguments(parser, steps=2400, batch_size=16, lr=1.5e-3)
     args = parser.parse_args(arguments)
     torch.manual_seed(args.seed)
     sam = textsam.load(args.model, dtype="float32", device="cpu")
