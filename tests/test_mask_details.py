@@ -190,7 +190,8 @@ def test_the_decoder_is_asked_again_near_by() -> None:
     colours, logits = 255 * torch.rand(5, 3, side, side), 4 * torch.randn(5, 1, side, side)
     boxes = torch.tensor([[0.1, 0.2, 0.7, 0.8], [nan] * 4, [nan] * 4, [nan] * 4, [nan] * 4])
     points = torch.full((5, 2, 2), 0.4)
-    labels = torch.tensor([[-1, -1], [1, -1], [1, 0], [-1, -1], [-1, -1]])
+    points[1, 0] = 0  # padding comes first there
+    labels = torch.tensor([[-1, -1], [-1, 1], [1, 0], [-1, -1], [-1, -1]])
     texts = torch.nn.functional.normalize(torch.randn(5, 512), dim=-1) * torch.tensor([0, 1, 0, 1, 0])[:, None]
     with torch.no_grad():
         drawn = redraw(model, colours, logits, boxes, points, labels, texts)

@@ -282,10 +282,19 @@ def _ask_again(
         if kind & 1:
             given["boxes"] = boxes[rows] * side
         if kind & 2:
-            given |= {"point_coords": points[rows, :1] * side, "point_labels": labels[rows, :1].long()}
+            given |= _only_click(points[rows] * side, labels[rows])
         if kind & 4 and texts is not None:
             given["text_embeddings"] = texts[rows]
         answer = model.decode_masks(near, model.encode_prompts(near, **given), multimask_output=False)
         again = F.interpolate(answer.low_res_logits.float(), (side, side), mode="bilinear", align_corners=False)
         logits[rows] = (logits[rows] + again) / 2
     return logits
+
+
+def _only_click(points: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """(N, K, 2) px and (N, K), of which one in each row is no padding -> that one, as `encode_prompts` takes it."""
+    place = (labels >= 0).long().argmax(dim=1, keepdim=True)
+    return {
+        "point_coords": points.gather(1, place[..., None].expand(-1, -1, 2)),
+        "point_labels": labels.gather(1, place).long(),
+    }
