@@ -190,6 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="textsam-tiny-ocr", help="name or folder of a model that draws ink")
     parser.add_argument("--photos", nargs="+", required=True, help="folders of photos without text, to write on")
     parser.add_argument("--scenes", type=int, default=800, help=f"of {FRAME[0]} x {FRAME[1]} px, to read")
+    parser.add_argument("--hangul-scenes", type=int, default=0, help="further ones, with Hangul and nothing else")
     add_run_arguments(parser, steps=4000, batch_size=12, lr=1.5e-3)
     args = parser.parse_args(arguments)
     sam = textsam.load(args.model, dtype="float32", device="cpu")
@@ -199,6 +200,11 @@ def main(arguments: list[str] | None = None) -> None:
     sam.text_reader.model = model = with_finish(sam.model)
     scenes = SyntheticText(args.photos, SceneOptions(FRAME, textless=0.05), args.seed)
     files = write_crops(sam.text_reader, scenes, args.scenes, args.out / "crops")
+    if args.hangul_scenes:
+        # Seeds are random streams: another one, or Hangul would stand where the other scenes have their words.
+        of_hangul = SceneOptions(FRAME, textless=0.05, scripts=(("hangul", 1.0),))
+        scenes = SyntheticText(args.photos, of_hangul, args.seed + 1)
+        files += write_crops(sam.text_reader, scenes, args.hangul_scenes, args.out / "crops-hangul")
     crops = InkCrops(files, args.steps * args.batch_size, args.seed)
     train_part(InkFinishStep(model), PART, crops, args, warmup=50, decay_from=0.3, weight_decay=0.01)
     copy_encoders(args.model, args.out / "model")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textsam.modeling.structures import ImageEmbeddings
+from textsam.modeling.structures import ImageEmbeddings, MaskPredictions
 from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.detections import confidence_score, stability_scores
 from textsam.prompting.prompts import GeometricPrompts
@@ -53,6 +53,7 @@ def segment_prompts(
     similarity: Tensor | None = None,
     multimask_output: bool = False,
     ring_weight: float = 0.0,
+    click_rounds: int = 0,
 ) -> GeometryMasks:
     """The masks of N prompt sets on one photo.
 
@@ -63,29 +64,35 @@ def segment_prompts(
         similarity: (N, hc, wc) probabilities of those texts, or None.
         multimask_output: True: M = 3 masks for an ambiguous prompt; False: M = 1, SAM's mask 0.
         ring_weight: see `mask_agreement`.
+        click_rounds: of asking again, where each prompt set is one click and a text and M = 1; see `_ask_again`.
     """
     device = image.image_embeddings.device
-    given = {
+    possible = {
         "point_coords": None if prompts.point_coords is None else torch.from_numpy(prompts.point_coords),
         "point_labels": None if prompts.point_labels is None else torch.from_numpy(prompts.point_labels),
         "boxes": None if prompts.boxes is None else torch.from_numpy(prompts.boxes),
         "mask_input": prompts.mask_input,
         "text_embeddings": text_embeddings,
     }
-    tensors: dict[str, Any] = {name: value.to(device) for name, value in given.items() if value is not None}
+    tensors: dict[str, Any] = {name: value.to(device) for name, value in possible.items() if value is not None}
     number = model.config.num_multimask_outputs if multimask_output else 1
     height, width = geometry.low_res_size_hw
     logits = torch.zeros(len(prompts), number, height, width, device=device)
     predicted_iou = torch.zeros(len(prompts), number, device=device)
     presence = torch.zeros(len(prompts), device=device)
+    labels = prompts.point_labels
+    one_click = labels is not None and labels.shape[1] == 1 and bool((labels == 1).all())
+    again = one_click and tensors.keys() == {"point_coords", "point_labels", "text_embeddings"}
     for start in range(0, len(prompts), PROMPTS_PER_BATCH):
         chunk = slice(start, start + PROMPTS_PER_BATCH)
-        embedded = model.encode_prompts(image, **{name: value[chunk] for name, value in tensors.items()})
-        decoded = model.decode_masks(image, embedded, multimask_output=multimask_output)
-        logits[chunk] = decoded.low_res_logits.float()
-        predicted_iou[chunk] = decoded.iou_predictions.float()
+        given = {name: value[chunk] for name, value in tensors.items()}
+        decoded = model.decode_masks(image, model.encode_prompts(image, **given), multimask_output=multimask_output)
         if decoded.presence_logits is not None:
             presence[chunk] = decoded.presence_logits.float().sigmoid()
+        if again and click_rounds and not multimask_output:
+            decoded = _ask_again(model, image, given, decoded, click_rounds)
+        logits[chunk] = decoded.low_res_logits.float()
+        predicted_iou[chunk] = decoded.iou_predictions.float()
     inside = clear_padding(logits, geometry, fill=_OUTSIDE)
     agreement = None
     if similarity is not None:
@@ -103,3 +110,23 @@ def segment_prompts(
         presence=flat_presence,
         agreement=agreement,
     )
+
+
+def _ask_again(
+    model: TextSamNetwork, image: ImageEmbeddings, given: dict[str, Any], decoded: MaskPredictions, rounds: int
+) -> MaskPredictions:
+    """What clicks (N, 1, 2) and texts (N, D) say together about the mean of what `decoded` and the clicks alone said.
+
+    Where things of one name touch, the name takes in the neighbours; a click alone may stop at a part of the thing.
+    """
+    clicks = model.encode_prompts(image, point_coords=given["point_coords"], point_labels=given["point_labels"])
+    alone = model.decode_masks(image, clicks, multimask_output=True)
+    best = alone.iou_predictions.argmax(dim=1)
+    rows = torch.arange(len(best), device=best.device)
+    about = (decoded.low_res_logits + alone.low_res_logits[rows, best][:, None]) / 2
+    for _ in range(rounds):
+        decoded = model.decode_masks(
+            image, model.encode_prompts(image, **given, mask_input=about), multimask_output=False
+        )
+        about = decoded.low_res_logits
+    return decoded
