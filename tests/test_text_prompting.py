@@ -12,7 +12,8 @@ from textsam.prompting.text_guesses import find_peaks, grid_points, guess_prompt
 from textsam.prompting.text_instances import clear_padding, mask_agreement
 from textsam.prompting.text_options import TextPromptOptions
 from textsam.prompting.text_prompting import find_instances
-from textsam.prompting.text_reading import read_texts
+from textsam.prompting.text_reading import TextReading, read_texts
+from textsam.prompting.text_regions import find_regions
 from textsam.prompting.transforms import ImageGeometry
 
 SIDE = 64
@@ -204,3 +205,13 @@ def test_padding_is_cleared():
     maps = clear_padding(torch.ones(2, 16, 16), GEOMETRY, fill=-1.0)
     assert maps[:, :12].min() == 1.0
     assert maps[:, 12:].max() == -1.0
+
+
+@pytest.mark.parametrize(("iou", "least"), [(1.0, 0.5), (0.5, 1 / 3), (0.01, 0.1 / 1.1)])
+def test_a_region_is_cut_where_its_expected_overlap_is_largest(iou, least):
+    """At a probability of I / (1 + I): half the F1 that is expected, one half for a sure mask."""
+    probability = torch.linspace(0.02, 0.98, 256).view(16, 16).T  # its lowest quarter lies in the padding
+    reading = TextReading(torch.tensor([0.9]), probability.logit()[None], torch.tensor([iou]), None)
+    found = find_regions(reading, 0, GEOMETRY, TextPromptOptions(min_region=1))
+    assert len(found) == 1
+    torch.testing.assert_close(found.low_res_logits[0, :12] > 0, probability[:12] > least)
