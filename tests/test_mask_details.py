@@ -17,6 +17,10 @@ import textsam
 from textsam.model import TextSamConfig, TextSamModel
 from textsam.modeling.mask_detail import MaskDetail, draw_boxes, draw_clicks
 from textsam.modeling.structures import ImageEmbeddings
+from textsam.predictor import TextSam
+from textsam.prompting.automatic import generate
+from textsam.prompting.automatic_options import AutomaticOptions
+from textsam.prompting.detections import boxes_of_masks
 from textsam.prompting.mask_details import (
     DETAIL_SIDE,
     QUICK_SIDE,
@@ -211,6 +215,31 @@ def test_the_decoder_is_asked_again_near_by() -> None:
             again = torch.nn.functional.interpolate(answer, (side, side), mode="bilinear")
             torch.testing.assert_close(drawn[row], (logits[row] + again[0]) / 2, rtol=1e-3, atol=1e-3)
             assert (again[0] - logits[row]).abs().max() > 1e-2
+
+
+def test_automatic_masks_are_redrawn_where_they_were_found() -> None:
+    """As `predict` redraws a click on the same point, in crops of the photo, too; unless that is not wanted."""
+    torch.manual_seed(0)
+    model = with_detail(TextSamModel(TextSamConfig.tiny(image_size=64))).eval()
+    randomize(model)
+    pixels = rings(90, 120)
+    options = AutomaticOptions(
+        points_per_side=3, pred_iou_thresh=-9, stability_score_thresh=0.0, crop_n_layers=1, box_nms_thresh=1.0,
+        crop_nms_thresh=1.0,
+    )  # fmt: skip
+    plain = generate(model, pixels, replace(options, redraw=False))
+    found = generate(model, pixels, options)
+    assert 0 < len(found) <= len(plain)
+    former = {rle["counts"] for rle in plain.rles}
+    assert sum(rle["counts"] not in former for rle in found.rles) > len(found) / 2
+    masks = found.masks()
+    np.testing.assert_array_equal(found.boxes_xyxy, boxes_of_masks(masks))
+    for mask, (x1, y1, x2, y2), point in zip(masks, found.crop_boxes_xyxy, found.points_xy, strict=True):
+        part = pixels[y1:y2, x1:x2]
+        sam = TextSam(model)
+        drawn = sam.predict(part, points=[[point - [x1, y1]]], multimask_output=True)
+        assert any(np.array_equal(mask[y1:y2, x1:x2], each) for each in drawn.mask)
+        assert mask.sum() == mask[y1:y2, x1:x2].sum()
 
 
 def test_further_clicks_are_answered_quickly() -> None:

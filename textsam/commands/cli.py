@@ -160,6 +160,7 @@ def generate(
     crop_overlap_ratio: Annotated[float, typer.Option(help="Overlap of crops, of the short side.")] = 512 / 1500,
     crop_n_points_downscale_factor: Annotated[int, typer.Option(min=1, help="Fewer points in deeper layers.")] = 1,
     min_mask_region_area: Annotated[int, typer.Option(min=0, help="Remove islands and holes below, in pixels.")] = 0,
+    redraw: Annotated[bool, typer.Option(help="Draw the masks again in detail, if the model can.")] = True,
     out: Out = Path("out"),
     format: Format = None,
     overwrite: Overwrite = False,
@@ -177,6 +178,7 @@ def generate(
         "crop_overlap_ratio": crop_overlap_ratio,
         "crop_n_points_downscale_factor": crop_n_points_downscale_factor,
         "min_mask_region_area": min_mask_region_area,
+        "redraw": redraw,
     }
     paths = pictures(source)
     sam = load(model, device=device, dtype=dtype)

@@ -1,7 +1,7 @@
 """Automatic masks: everything in a photo, from a grid of points, on the photo and on crops of it.
 
 Source: Kirillov et al. 2023, *Segment Anything*, appendix B; the order of the steps, the comparisons and the defaults
-are those of the released code, and so are the masks.
+are those of the released code, and so are the masks, which only a model with `mask_detail` draws again in the end.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from textsam.modeling.structures import ImageEmbeddings
 from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.automatic_options import AutomaticOptions, crop_boxes
 from textsam.prompting.detections import boxes_of_masks, to_numpy
+from textsam.prompting.mask_details import CROPS_AT_A_TIME, Asked, masks_of_photo
 from textsam.prompting.mask_scoring import Place, ScoredMask, score_masks
 from textsam.prompting.transforms import ImageGeometry, preprocess_image
 
@@ -99,7 +100,7 @@ def generate(
             encoded = embeddings
         else:
             encoded, geometry = _encode(model, crop, side, pad_to_square)
-        found.append(_search_crop(model, encoded, geometry, options, layer, box, size_hw))
+        found.append(_search_crop(model, crop, encoded, geometry, options, layer, box, size_hw))
     masks = _join(found)
     if len(boxes) > 1:
         areas = np.prod(masks.crop_boxes_xyxy[:, 2:] - masks.crop_boxes_xyxy[:, :2], axis=1)
@@ -127,6 +128,7 @@ def _encode(
 
 def _search_crop(
     model: TextSamNetwork,
+    pixels: np.ndarray,
     embeddings: ImageEmbeddings,
     geometry: ImageGeometry,
     options: AutomaticOptions,
@@ -134,13 +136,14 @@ def _search_crop(
     crop_box: tuple[int, int, int, int],
     size_hw: tuple[int, int],
 ) -> AutomaticMasks:
-    """The masks of one crop, in the frame of the photo."""
+    """The masks of one crop (h, w, 3) uint8, in the frame of the photo."""
     height, width = geometry.original_size_hw
     points = options.grid(layer) * np.array([width, height])
     left, top = crop_box[:2]
     place = Place(size_hw, left, top)
+    redraw = model.config.mask_detail and options.redraw
     scored: list[ScoredMask] = []
-    ious, asked = [], []
+    ious, asked, drawn = [], [], []
     for start in range(0, len(points), options.points_per_batch):
         batch = points[start : start + options.points_per_batch]
         logits, iou = _decode_points(model, embeddings, geometry, batch)
@@ -155,19 +158,49 @@ def _search_crop(
                 scored.append(mask)
                 ious.append(values[mask.index])
                 asked.append(sources[mask.index])
+                if redraw:
+                    drawn.append(logits[mask.index].float().clone())  # not a view, which would keep the whole batch
 
     predicted = np.array(ious, dtype=np.float32)
     boxes = np.array([mask.box_xyxy for mask in scored], dtype=np.int64).reshape(-1, 4)
     keep = box_nms(boxes, torch.from_numpy(predicted), options.box_nms_thresh)
-    return AutomaticMasks(
+    points = np.array([asked[i] for i in keep], dtype=np.float64).reshape(-1, 2)
+    masks = AutomaticMasks(
         size_hw,
         [scored[i].rle() for i in keep],
         boxes[keep] + np.array([left, top, left, top]),
         predicted[keep],
         np.array([scored[i].stability for i in keep], dtype=np.float32),
-        np.array([asked[i] for i in keep], dtype=np.float64).reshape(-1, 2) + np.array([left, top]),
+        points + np.array([left, top]),
         np.tile(np.array(crop_box, dtype=np.int64), (len(keep), 1)),
     )
+    if not drawn:
+        return masks
+    rles, boxes = _redrawn(model, pixels, torch.stack([drawn[i] for i in keep]), geometry, points, place)
+    masks = replace(masks, rles=rles, boxes_xyxy=boxes)
+    return masks[box_nms(boxes, torch.from_numpy(masks.predicted_iou), options.box_nms_thresh)]
+
+
+def _redrawn(
+    model: TextSamNetwork,
+    pixels: np.ndarray,
+    low_res_logits: Tensor,
+    geometry: ImageGeometry,
+    points: np.ndarray,
+    place: Place,
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """N masks of a crop, asked for by a point each, with their details: RLEs of the photo's size, and boxes (N, 4)."""
+    rles, boxes = [], []
+    height, width = geometry.original_size_hw
+    for start in range(0, len(points), CROPS_AT_A_TIME):  # as many masks of the photo's size are there at a time
+        some = slice(start, start + CROPS_AT_A_TIME)
+        asked = Asked(points=points[some, None], labels=np.ones((len(points[some]), 1), dtype=np.int64))
+        for mask in masks_of_photo(model, pixels, low_res_logits[some], geometry, asked):
+            whole = np.zeros(place.size_hw, dtype=bool)
+            whole[place.top : place.top + height, place.left : place.left + width] = mask
+            rles.append(encode_mask(whole))
+            boxes.append(boxes_of_masks(whole[None])[0])
+    return rles, np.array(boxes, dtype=np.int64).reshape(-1, 4)
 
 
 def _decode_points(

@@ -29,6 +29,7 @@ class AutomaticOptions:
         crop_n_points_downscale_factor: layer i has points_per_side / factor^i points on a side.
         point_grids: for the photo and for each layer of crops, (P, 2) xy in [0, 1]; instead of points_per_side.
         min_mask_region_area: islands and holes smaller than this, in px, are removed; 0: none are.
+        redraw: a model with `mask_detail` draws the masks that stay again on the photo's own pixels, as `predict` does.
     """
 
     points_per_side: int | None = 32
@@ -43,6 +44,7 @@ class AutomaticOptions:
     crop_n_points_downscale_factor: int = 1
     point_grids: Sequence[np.ndarray] | None = None
     min_mask_region_area: int = 0
+    redraw: bool = True
 
     def __post_init__(self) -> None:
         if (self.points_per_side is None) == (self.point_grids is None):
