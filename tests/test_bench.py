@@ -92,6 +92,7 @@ def test_latency_of_the_embedded_model(tmp_path: Path) -> None:
         "words to masks, photo included",
         "photo and first click",
         "further click",
+        "click that corrects a mask",
     ]
     assert all(len(row["seconds"]) == 1 and row["seconds"][0] > 0 for row in figures["latencies"])
 

@@ -96,10 +96,13 @@ def test_training_in_miniature(tmp_path: Path, cat_photo: np.ndarray) -> None:
     except FileNotFoundError as error:
         pytest.skip(str(error))
     arguments = ["--photos", str(tmp_path / "photos"), "--out", str(tmp_path / "run"), "--scenes", "1"]
+    arguments += ["--hangul-scenes", "1"]
     arguments += ["--batch-size", "2", "--save-every", "1"]
     main([*arguments, "--steps", "2"])
     files = sorted((tmp_path / "run" / "crops").iterdir())
     assert [file.name for file in files] == ["000000-000000.safetensors"]
+    of_hangul = tmp_path / "run" / "crops-hangul" / files[0].name
+    assert of_hangul.read_bytes() != files[0].read_bytes()
     written = files[0].stat().st_mtime_ns
     trained = textsam.load(tmp_path / "run" / "model", dtype="float32").model.state_dict()
     start = with_finish(textsam.load("textsam-tiny-ocr", dtype="float32").model).state_dict()

@@ -34,7 +34,8 @@ class Latency:
 
 
 def measure_tiny(rounds: int) -> list[Latency]:
-    """Import and load in a fresh process; then, after one warm-up each, words, a first click and a further click.
+    """Import and load in a fresh process; then, after one warm-up each, words, a first and a further click, and one
+    that corrects a mask.
 
     Raises:
         ImportError: scikit-image, whose photo is asked, is not installed.
@@ -57,12 +58,18 @@ def measure_tiny(rounds: int) -> list[Latency]:
     def click() -> None:
         sam.predict(points=[[320, 220]], point_labels=[1])
 
+    def correction() -> None:
+        sam.predict(points=[[320, 220], [360, 180]], point_labels=[1, 1], mask_input=former)
+
     rows = [Latency("import and load, new process", [_start_up() for _ in range(min(rounds, 3))])]
     jobs: list[tuple[str, Callable[[], None]]] = [
         ("words to masks, photo included", words),
         ("photo and first click", first_click),
         ("further click", click),
+        ("click that corrects a mask", correction),
     ]
+    sam.set_image(photo)
+    former = sam.predict(points=[[320, 220]], return_logits=True).data["low_res_logits"]
     for name, job in jobs:
         job()
         rows.append(Latency(name, [_seconds(job) for _ in range(rounds)]))
