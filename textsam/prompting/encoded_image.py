@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from textsam.modeling.structures import ImageEmbeddings
 from textsam.modeling.text_sam import TextSamNetwork
+from textsam.prompting.ranking import DenseTower
 from textsam.prompting.transforms import ImageGeometry, features_in_input, preprocess_image
 
 if TYPE_CHECKING:
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
 
 
 DENSE_STRIDE = 32  # px of the encoder's input to a cell of CLIP's features
-
-
-class DenseTower(Protocol):
-    """A CLIP's image tower, cell by cell; `CropEncoder` is one."""
-
-    def dense(self, image: np.ndarray) -> torch.Tensor:
-        """(H, W, 3) uint8 -> (D, hc, wc) of unit length over D, covering the whole photo."""
 
 
 @dataclass

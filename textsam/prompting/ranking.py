@@ -35,14 +35,18 @@ BACKGROUND_TEXTS = (
 )
 
 
-class MaskEmbedder(Protocol):
+class DenseTower(Protocol):
+    """A CLIP's image tower, cell by cell; `CropEncoder` is one."""
+
+    def dense(self, image: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 -> (D, hc, wc) of unit length over D, covering the whole photo."""
+
+
+class MaskEmbedder(DenseTower, Protocol):
     """What ranking needs of a CLIP image tower; `CropEncoder` and `SmallCropEncoder` are two."""
 
     def encode(self, image: np.ndarray, masks: np.ndarray, *, expand: float, zero_outside: bool) -> Tensor:
         """(H, W, 3) uint8 and (N, H, W) bool, none empty -> (N, D) of unit length."""
-
-    def dense(self, image: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 -> (D, hc, wc) of unit length over D, covering the whole photo."""
 
 
 @dataclass(frozen=True)
