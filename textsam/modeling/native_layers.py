@@ -34,10 +34,11 @@ def packed(module: nn.Module, make: Callable[[Kernels, Any], Packed], x: Tensor)
     if x.dtype != torch.float32 or not is_cpu_inference(x) or module.training:
         return None
     compiled = kernels()
-    parameters = list(module.parameters())
+    modules = _modules(module)
+    parameters = [each for part in modules for each in part._parameters.values() if each is not None]
     if compiled is None or any(type(each) is not nn.Parameter or each.is_inference() for each in parameters):
         return None
-    plain = all(type(each).__module__.startswith(("torch.nn.modules.", "textsam.")) for each in module.modules())
+    plain = all(type(each).__module__.startswith(("torch.nn.modules.", "textsam.")) for each in modules)
     if not plain or any(each.dtype != torch.float32 for each in parameters):
         return None
     state = (compiled, *((each.data_ptr(), each._version) for each in parameters))
@@ -45,6 +46,14 @@ def packed(module: nn.Module, make: Callable[[Kernels, Any], Packed], x: Tensor)
     if kept is None or kept[0] != state:
         kept = _kept[module] = (state, make(compiled, module))
     return kept[1]
+
+
+def _modules(module: nn.Module) -> list[nn.Module]:
+    """The module and all in it. `modules()` and `parameters()` take four times as long: they name what they find."""
+    found = [module]
+    for each in found:  # which grows
+        found += [child for child in each._modules.values() if child is not None]
+    return found
 
 
 class PackedTrunk:
