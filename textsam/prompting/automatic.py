@@ -165,20 +165,21 @@ def _search_crop(
     boxes = np.array([mask.box_xyxy for mask in scored], dtype=np.int64).reshape(-1, 4)
     keep = box_nms(boxes, torch.from_numpy(predicted), options.box_nms_thresh)
     points = np.array([asked[i] for i in keep], dtype=np.float64).reshape(-1, 2)
+    if drawn:
+        rles, kept = _redrawn(model, pixels, torch.stack([drawn[i] for i in keep]), geometry, points, place)
+    else:
+        rles, kept = [scored[i].rle() for i in keep], boxes[keep] + np.array([left, top, left, top])
     masks = AutomaticMasks(
         size_hw,
-        [scored[i].rle() for i in keep],
-        boxes[keep] + np.array([left, top, left, top]),
+        rles,
+        kept,
         predicted[keep],
         np.array([scored[i].stability for i in keep], dtype=np.float32),
         points + np.array([left, top]),
         np.tile(np.array(crop_box, dtype=np.int64), (len(keep), 1)),
     )
-    if not drawn:
-        return masks
-    rles, boxes = _redrawn(model, pixels, torch.stack([drawn[i] for i in keep]), geometry, points, place)
-    masks = replace(masks, rles=rles, boxes_xyxy=boxes)
-    return masks[box_nms(boxes, torch.from_numpy(masks.predicted_iou), options.box_nms_thresh)]
+    # Drawn again, two may have become one.
+    return masks[box_nms(kept, torch.from_numpy(predicted[keep]), options.box_nms_thresh)] if drawn else masks
 
 
 def _redrawn(
