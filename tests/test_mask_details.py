@@ -22,8 +22,8 @@ from textsam.prompting.automatic import generate
 from textsam.prompting.automatic_options import AutomaticOptions
 from textsam.prompting.detections import boxes_of_masks
 from textsam.prompting.mask_details import (
+    CLICK_SIDE,
     DETAIL_SIDE,
-    QUICK_SIDE,
     Asked,
     Crop,
     extents_of_logits,
@@ -51,8 +51,8 @@ def test_a_crop_is_a_square_around_the_mask_and_its_prompt() -> None:
     by_box = Asked(boxes=np.array([[10.0, 20.0, 110.0, 60.0]]))
     assert Crop.around(extent, by_box) == Crop(60 - 69, 40 - 69, 138.0)  # 1.3 * 100 + 8
     points = np.array([[[40.0, 30.0], [110.0, 30.0], [5.0, 5.0]]])
-    clicked = Crop.around(extent, Asked(points=points, labels=np.array([[1, 1, 0]])), QUICK_SIDE)
-    assert clicked == Crop(70 - 64, 35 - 64, 128.0, QUICK_SIDE)  # x from 30 to 110
+    clicked = Crop.around(extent, Asked(points=points, labels=np.array([[1, 1, 0]])), CLICK_SIDE)
+    assert clicked == Crop(70 - 64, 35 - 64, 128.0, CLICK_SIDE)  # x from 30 to 110
 
 
 def test_extents_of_logits_hold_the_masks() -> None:
@@ -242,11 +242,11 @@ def test_automatic_masks_are_redrawn_where_they_were_found() -> None:
         assert mask.sum() == mask[y1:y2, x1:x2].sum()
 
 
-def test_further_clicks_are_answered_quickly() -> None:
+def test_clicks_alone_are_answered_quickly() -> None:
     clicks = Asked(points=np.zeros((1, 2, 2)), labels=np.ones((1, 2), int))
-    assert clicks.quick
-    assert not Asked(points=np.zeros((1, 1, 2)), labels=np.ones((1, 1), int)).quick
-    assert not replace(clicks, boxes=np.zeros((1, 4))).quick
+    assert clicks.cells == CLICK_SIDE
+    assert replace(clicks, boxes=np.zeros((1, 4))).cells == DETAIL_SIDE
+    assert Asked().cells == DETAIL_SIDE
 
 
 def test_the_embedded_model_follows_an_outline() -> None:

@@ -32,7 +32,7 @@ from textsam.files.coco_structures import CocoImage
 from textsam.language.vocabulary import UnknownNameError
 from textsam.model import TextSamModel
 from textsam.predictor import TextSam
-from textsam.prompting.mask_details import CLICK_SIDE, DETAIL_SIDE, QUICK_SIDE, Asked, Crop, extents_of_logits, redraw
+from textsam.prompting.mask_details import CLICK_SIDE, DETAIL_SIDE, Asked, Crop, extents_of_logits, redraw
 from train import losses
 from train.ocr import copy_encoders
 from train.parts import add_run_arguments, rebuilt, train_part
@@ -50,7 +50,7 @@ MOST_CLICKS, CROPS_OF_CLICKS = 5, 2  # of one object
 LEAST_CLICK_IOU, LEAST_NAME_IOU = 0.3, 0.4
 BOX_NOISE, MOST_BOX_NOISE_PX = 0.1, 20
 UNSAID = 0.5  # of boxes and clicks: without the name of the thing
-SIDES = (QUICK_SIDE, CLICK_SIDE, DETAIL_SIDE)  # px of the crops of a batch
+SIDES = (CLICK_SIDE, 160, DETAIL_SIDE)  # px of the crops of a batch; what holds between them holds for them
 
 
 @dataclass

@@ -73,6 +73,70 @@ def decode_natively(
     return out, logits
 
 
+class PackedTransformer:
+    """A `TwoWayTransformer` in float32, its tokens included."""
+
+    def __init__(self, compiled: Kernels, transformer: Any) -> None:
+        self.kernels, self.kept = compiled, list[Tensor]()
+        blocks, last = blocks_of(transformer), transformer.final_attn_token_to_image
+        for block in blocks:
+            attention: Any = block.self_attn
+            for layer in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
+                self._linear(layer)
+            self._norm(block.norm1)
+            self._reading(block.cross_attn_token_to_image)
+            self._norm(block.norm2)
+            self._linear(block.mlp.lin1)
+            self._linear(block.mlp.lin2)
+            self._norm(block.norm3)
+            self._writing(block.cross_attn_image_to_token)
+            self._norm(block.norm4)
+        self._reading(last)
+        self._norm(transformer.norm_final_attn)
+        inner = last.q_proj.out_features
+        wide = blocks[0].mlp.lin1.out_features
+        self.sizes = (last.num_heads, inner // last.num_heads, wide, len(blocks))
+        self.first_without, self.epsilon = blocks[0].skip_first_layer_pe, transformer.norm_final_attn.eps
+
+    def _linear(self, layer: nn.Linear) -> None:
+        self.kept += self.kernels.panels(layer.weight, layer.bias)
+
+    def _norm(self, norm: nn.LayerNorm) -> None:
+        self.kept += [norm.weight.detach(), norm.bias.detach()]
+
+    def _per_head(self, weights: Tensor, biases: Tensor) -> None:
+        """(heads, out, in) and (heads, out)."""
+        panels = [self.kernels.panels(*each) for each in zip(weights, biases, strict=True)]
+        self.kept += [torch.stack(each) for each in zip(*panels, strict=True)]
+
+    def _fold(self, layer: nn.Linear, heads: int) -> None:
+        """The positions' projection turned round: from the width of a head to C."""
+        turned = layer.weight.unflatten(0, (heads, -1)).transpose(1, 2)
+        self._per_head(turned, torch.zeros(turned.shape[:2]))
+
+    def _reading(self, attention: Any) -> None:
+        heads = attention.num_heads
+        self._linear(attention.q_proj)
+        self._fold(attention.k_proj, heads)
+        self._per_head(*(each.unflatten(0, (heads, -1)) for each in (attention.v_proj.weight, attention.v_proj.bias)))
+        self._linear(attention.out_proj)
+
+    def _writing(self, attention: Any) -> None:
+        heads, out = attention.num_heads, attention.out_proj
+        self._linear(attention.k_proj)
+        self._fold(attention.q_proj, heads)
+        self.kept.append(attention.q_proj.bias.detach())
+        self._linear(attention.v_proj)
+        self._per_head(out.weight.unflatten(1, (heads, -1)).transpose(0, 1), (out.bias / heads).expand(heads, -1))
+
+    def __call__(self, tokens: Tensor, keys: Tensor, pe: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (n, T, C), image tokens (1 or n, C, P) and their position encoding (C, P) -> both after the exchange,
+        (n, T, C) and (n, C, P)."""
+        return self.kernels.transform(
+            tokens.contiguous(), keys, pe, self.kept, self.sizes, self.first_without, self.epsilon
+        )
+
+
 def _floats(conv: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
     weight, bias = as_matrix(conv)
     return weight.float().contiguous(), bias[: conv.out_channels].float().contiguous()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textsam.modeling.layers import PointwiseConv2d, is_cpu_inference
-from textsam.modeling.native_layers import PackedConvolution, packed
+from textsam.modeling.native_layers import PackedConvolution, PackedSurroundings, packed
 from textsam.modeling.transformer import spread
 from textsam.native.library import kernels
 
@@ -117,12 +117,17 @@ class Surroundings(nn.Module):
             for parameter in self.further.up.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, F, h, w) -> (N, F, h, w); h and w are multiples of 2 to the power of the levels."""
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """(N, F, h, w) -> (N, F, h, w), and GELU of it where asked for; h and w are multiples of 2 to the power of the
+        levels."""
+        natively = packed(self, PackedSurroundings, x)
+        if natively is not None:
+            return natively(x, self.further, gelu)
         coarse = self.mix(F.gelu(self.down(x)), gelu=True)
         if self.further is not None:
             coarse = self.further(coarse)
-        return x + F.interpolate(self.up(coarse), x.shape[-2:], mode="bilinear", align_corners=False)
+        x = x + F.interpolate(self.up(coarse), x.shape[-2:], mode="bilinear", align_corners=False)
+        return F.gelu(x) if gelu else x
 
 
 class FineFeatures(nn.Module):
@@ -214,7 +219,7 @@ class FineMasks(nn.Module):
         features, pixels = for_each_mask(self.features(pixel_values, skip4)), for_each_mask(pixel_values)
         coarse = F.interpolate(low_res_logits, features.shape[-2:], mode="bilinear", align_corners=False)
         x = self.mask(torch.tanh(coarse.flatten(0, 1)[:, None] / 4).to(features.dtype), features, gelu=True)
-        x = F.gelu(self.around(x))
+        x = self.around(x, gelu=True)
         x = self.near(x, x, gelu=True)
         whole = F.interpolate(low_res_logits, (height, width), mode="bilinear", align_corners=False)
         drawn = whole.flatten(0, 1)[:, None] + F.pixel_shuffle(self.out(x), 2)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from textsam.modeling.decoder_inference import decode_in_chunks, is_foldable
-from textsam.modeling.decoder_native import decode_natively
+from textsam.modeling.decoder_native import PackedTransformer, decode_natively
 from textsam.modeling.layers import MLP, LayerNorm2d, is_cpu_inference
 from textsam.modeling.mask_refiner import MaskQuality, MaskRefiner
+from textsam.modeling.native_layers import PackedUpscaling, packed
 from textsam.modeling.prompt_encoder import GeometryMaps
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions, PromptEmbeddings
 from textsam.modeling.transformer import TwoWayTransformer, spread
@@ -78,6 +79,7 @@ class MaskDecoder(nn.Module):
             nn.ConvTranspose2d(transformer_dim // 4, transformer_dim // 8, 2, 2),
             nn.GELU(),
         )
+        self.whole_vectors = transformer_dim // 8 % 16 == 0  # for the compiled kernels
         self.output_hypernetworks_mlps = nn.ModuleList(
             MLP(transformer_dim, transformer_dim, transformer_dim // 8, 3) for _ in range(self.num_mask_tokens)
         )
@@ -147,15 +149,7 @@ class MaskDecoder(nn.Module):
             )
         if dense.shape[0] != 1:
             embeddings = spread(embeddings, count, image_index)
-        mixed = embeddings + dense
-        h, w = mixed.shape[-2:]
-        tokens, image_tokens = self.transformer(
-            mixed.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), tokens, image_index
-        )
-
-        image_map = (
-            spread(image_tokens, count, image_index).transpose(1, 2).reshape(count, image_tokens.shape[-1], h, w)
-        )
+        tokens, image_map = self._exchange(embeddings + dense, image_pe, tokens, image_index)
         upscaled = self._upscale(image_map, image, prompts, image_index)
         if self.refiner is not None and prompts.drawn_prompts is not None:
             upscaled = self.refiner(upscaled, prompts.drawn_prompts.maps)
@@ -170,6 +164,23 @@ class MaskDecoder(nn.Module):
         plain = image.high_res_features is None and prompts.drawn_prompts is None
         inference = is_cpu_inference(tokens) and tokens.shape[0] > 0
         return plain and inference and is_foldable(self.transformer, self.output_upscaling, tokens.shape[1])
+
+    def _exchange(
+        self, mixed: Tensor, image_pe: Tensor, tokens: Tensor, image_index: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Images (B or N, C, h, w) and tokens (N, T, C) -> tokens (N, T, C) and images (N, C, h, w) after the
+        transformer."""
+        count, grid_hw = tokens.shape[0], mixed.shape[-2:]
+        in_order = mixed.shape[0] in (1, count) and count > 0
+        natively = packed(self.transformer, PackedTransformer, tokens) if self.whole_vectors and in_order else None
+        if natively is not None:
+            tokens, image_map = natively(tokens, mixed.flatten(2).contiguous(), image_pe[0].flatten(1).contiguous())
+            return tokens, image_map.unflatten(2, grid_hw)
+        tokens, image_tokens = self.transformer(
+            mixed.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), tokens, image_index
+        )
+        image_map = spread(image_tokens, count, image_index).transpose(1, 2)
+        return tokens, image_map.reshape(count, image_tokens.shape[-1], *grid_hw)
 
     def _mask_weights(self, tokens: Tensor, kept: slice) -> Tensor:
         """(N, T, C) after the transformer -> (N, M, C/8), each mask's weights of the upscaled image."""
@@ -205,16 +216,15 @@ class MaskDecoder(nn.Module):
         """(N, C, h, w) -> (N, C/8, 4h, 4w); the encoder's and the prompts' finer maps are added where there are any."""
         if image.high_res_features is None and prompts.drawn_prompts is None:
             return self.output_upscaling(image_map)
+        fine, finer = [], []  # at strides 8 and 4
+        if image.high_res_features is not None:
+            finer.append(spread(image.high_res_features[0], image_map.shape[0], image_index))
+            fine.append(spread(image.high_res_features[1], image_map.shape[0], image_index))
+        if prompts.drawn_prompts is not None:
+            finer.append(prompts.drawn_prompts.stride4)
+            fine.append(prompts.drawn_prompts.stride8)
+        natively = packed(self.output_upscaling, PackedUpscaling, image_map) if self.whole_vectors else None
+        if natively is not None:
+            return natively(image_map, (fine, finer))
         up1, norm, act1, up2, act2 = self.output_upscaling
-        skips, drawn = image.high_res_features, prompts.drawn_prompts
-        x = up1(image_map)
-        if skips is not None:
-            x = x + spread(skips[1], x.shape[0], image_index)
-        if drawn is not None:
-            x = x + drawn.stride8
-        x = up2(act1(norm(x)))
-        if skips is not None:
-            x = x + spread(skips[0], x.shape[0], image_index)
-        if drawn is not None:
-            x = x + drawn.stride4
-        return act2(x)
+        return act2(sum(finer, up2(act1(norm(sum(fine, up1(image_map)))))))

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from textsam.modeling.fine_masks import Conv3x3
 from textsam.modeling.layers import PointwiseConv2d
+from textsam.modeling.native_layers import PackedConvPair, packed
 from textsam.modeling.structures import ImageEmbeddings
 
 CHANNELS = (32, 48, 64, 96)  # at strides 2, 4, 8 and 16 of the crop
@@ -30,10 +31,28 @@ class ConvPair(nn.Module):
         self.norm = nn.GroupNorm(4, out_chans)
         self.second = Conv3x3(out_chans, out_chans)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_chans, h, w) -> (N, out_chans, h, w)."""
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            x: (N, C, h, w). other: (N, in_chans - C, h, w), with which it is joined; x may then be twice or half as
+                large.
+        Returns:
+            (N, out_chans, h, w).
+        """
+        natively = packed(self, PackedConvPair, x)
+        if natively is not None:
+            return natively(x, other)
+        if other is not None:
+            x = torch.cat([_resized(x, other.shape[-1]), other], dim=1)
         x = F.gelu(self.norm(self.first(x)))
         return x + self.second(x, gelu=True)
+
+
+def _resized(x: Tensor, side: int) -> Tensor:
+    """A square map at `side` px, which it has, or half or twice that."""
+    if x.shape[-1] > side:
+        return F.max_pool2d(x, 2)
+    return x if x.shape[-1] == side else F.interpolate(x, (side, side), mode="bilinear", align_corners=False)
 
 
 def draw_boxes(boxes: Tensor, side: int) -> Tensor:
@@ -99,10 +118,10 @@ class MaskDetail(nn.Module):
         x = self.enter(x, gelu=True)
         seen = [self.down[0](x)]
         for level, see, features in zip(self.down[1:], self.see, _by_stride(image, similarity), strict=True):
-            seen.append(level(torch.cat([F.max_pool2d(seen[-1], 2), see(features.to(dtype))], dim=1)))
+            seen.append(level(seen[-1], see(features.to(dtype))))
         x = seen.pop()
         for level, fine in zip(self.up, seen[::-1], strict=True):
-            x = level(torch.cat([F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False), fine], dim=1))
+            x = level(x, fine)
         return logits.to(dtype) + F.pixel_shuffle(self.out(x), 2)
 
 

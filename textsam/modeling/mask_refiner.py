@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from textsam.modeling.fine_masks import Surroundings
+from textsam.modeling.fine_masks import Conv3x3, Surroundings
+from textsam.modeling.layers import PointwiseConv2d
 
 REFINER_CHANNELS = 24
 
@@ -25,10 +26,10 @@ class MaskRefiner(nn.Module):
 
     def __init__(self, in_chans: int, maps: int, channels: int = REFINER_CHANNELS) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(in_chans + maps, channels, 3, padding=1)
+        self.enter = Conv3x3(in_chans + maps, channels)
         self.around = Surroundings(channels, levels=2)
-        self.near = nn.Conv2d(channels, channels, 3, padding=1)
-        self.out = nn.Conv2d(channels, in_chans, 1)
+        self.near = Conv3x3(channels, channels)
+        self.out = PointwiseConv2d(channels, in_chans)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
@@ -36,8 +37,8 @@ class MaskRefiner(nn.Module):
         """(N, F, 4h, 4w) and (N, 5, 4h, 4w) -> (N, F, 4h, 4w)."""
         x = torch.cat([upscaled, maps.to(upscaled.dtype)], dim=1)
         x = x.contiguous(memory_format=torch.channels_last)  # with few channels a third faster on a CPU
-        x = self.around(F.gelu(self.enter(x)))
-        return upscaled + self.out(F.gelu(self.near(x)))
+        x = self.around(self.enter(x, gelu=True))
+        return upscaled + self.out(self.near(x, gelu=True))
 
 
 class MaskQuality(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textsam.modeling.layers import LayerNorm2d, MLPBlock, PointwiseConv2d
-from textsam.modeling.native_layers import PackedSeparable, PackedTrunk, packed
+from textsam.modeling.native_layers import PackedContext, PackedSeparable, PackedTrunk, packed
 
 # (output channels, expansion, stride) of the 17 blocks.
 MOBILENET_V2_BLOCKS = (
@@ -139,6 +139,10 @@ class ContextBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
+        whole_vectors = c % 16 == 0 and c // self.num_heads % 16 == 0
+        natively = packed(self, PackedContext, x) if whole_vectors else None
+        if natively is not None:
+            return natively(x)
         tokens = (x + self.position(x)).flatten(2).transpose(1, 2)
         q, k, v = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -7,7 +7,7 @@ rows of them in the cache. Their maps are channels last.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -23,7 +23,7 @@ Packed = TypeVar("Packed")
 Pair = tuple[Tensor, Tensor]
 
 # Beside the modules, not in them: a model that has run can be copied and pickled as before.
-_kept: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Any]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[nn.Module, tuple[list[Any], Any]] = WeakKeyDictionary()
 
 
 def packed(module: nn.Module, make: Callable[[Kernels, Any], Packed], x: Tensor) -> Packed | None:
@@ -34,21 +34,23 @@ def packed(module: nn.Module, make: Callable[[Kernels, Any], Packed], x: Tensor)
     if x.dtype != torch.float32 or not is_cpu_inference(x) or module.training:
         return None
     compiled = kernels()
-    modules = _modules(module)
-    parameters = [each for part in modules for each in part._parameters.values() if each is not None]
-    if compiled is None or any(type(each) is not nn.Parameter or each.is_inference() for each in parameters):
+    if compiled is None:
         return None
-    plain = all(type(each).__module__.startswith(("torch.nn.modules.", "textsam.")) for each in modules)
-    if not plain or any(each.dtype != torch.float32 for each in parameters):
-        return None
-    state = (compiled, *((each.data_ptr(), each._version) for each in parameters))
+    parts = parts_of(module)
+    parameters = [each for part in parts for each in part._parameters.values() if each is not None]
+    state: list[Any] = [compiled, *map(id, parts), *map(Tensor.data_ptr, parameters)]
+    state += [each._version for each in parameters if not each.is_inference()]
     kept = _kept.get(module)
     if kept is None or kept[0] != state:
+        plain = all(type(each).__module__.startswith(("torch.nn.modules.", "textsam.")) for each in parts)
+        known = all(type(each) is nn.Parameter and each.dtype == torch.float32 for each in parameters)
+        if not (plain and known) or any(each.is_inference() for each in parameters):
+            return None
         kept = _kept[module] = (state, make(compiled, module))
     return kept[1]
 
 
-def _modules(module: nn.Module) -> list[nn.Module]:
+def parts_of(module: nn.Module) -> list[nn.Module]:
     """The module and all in it. `modules()` and `parameters()` take four times as long: they name what they find."""
     found = [module]
     for each in found:  # which grows
@@ -97,7 +99,7 @@ class PackedSeparable:
         norm, mlp = block.norm, block.mlp
         self.weights = (
             _depthwise(block.depthwise, block.depthwise.out_channels),
-            (norm.weight.detach(), norm.bias.detach(), norm.eps),
+            _norm(norm),
             compiled.panels(mlp.lin1.weight, mlp.lin1.bias),
             compiled.panels(mlp.lin2.weight, mlp.lin2.bias),
             mlp.lin1.out_features,
@@ -105,27 +107,142 @@ class PackedSeparable:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
-        rows = x.permute(0, 2, 3, 1).contiguous()
+        rows = _channels_last(x)
         return _channels_first([self.kernels.separable(each, *self.weights) for each in rows])
+
+
+class PackedContext:
+    """A `ContextBlock`."""
+
+    def __init__(self, compiled: Kernels, block: Any) -> None:
+        self.kernels = compiled
+        layers = (block.qkv, block.proj, block.mlp.lin1, block.mlp.lin2)
+        qkv, proj, widen, narrow = (compiled.panels(layer.weight, layer.bias) for layer in layers)
+        self.weights = (
+            block.num_heads,
+            _depthwise(block.position, block.position.out_channels),
+            _norm(block.norm1),
+            (qkv, proj),
+            _norm(block.norm2),
+            (widen, narrow),
+            block.mlp.lin1.out_features,
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        return _channels_first([self.kernels.context(each, *self.weights) for each in _channels_last(x)])
 
 
 class PackedConvolution:
     """A 3 x 3 convolution with zeros around."""
 
     def __init__(self, compiled: Kernels, conv: nn.Conv2d) -> None:
-        bias: Any = conv.bias
         self.kernels, self.channels = compiled, conv.out_channels
-        self.weights = compiled.panels(conv.weight.permute(0, 2, 3, 1).flatten(1), bias)
+        self.weights = _places(compiled, conv)
 
     def __call__(self, x: Tensor, other: Tensor | None, gelu: bool) -> Tensor:
         """(B, C, h, w) -> (B, channels, h, w), with `other` of that shape added before GELU."""
-        rows = x.permute(0, 2, 3, 1).contiguous()
-        others = [None] * len(x) if other is None else other.permute(0, 2, 3, 1).contiguous()
+        rows = _channels_last(x)
+        others = [None] * len(x) if other is None else _channels_last(other)
         found = [
             self.kernels.convolve(row, self.weights, self.channels, add, gelu)
             for row, add in zip(rows, others, strict=True)
         ]
         return _channels_first(found)
+
+
+class PackedConvPair:
+    """Two 3 x 3 convolutions with zeros around, and group norm."""
+
+    def __init__(self, compiled: Kernels, pair: Any) -> None:
+        self.kernels = compiled
+        norm = pair.norm
+        self.weights = (
+            _places(compiled, pair.first),
+            (norm.num_groups, norm.weight.detach(), norm.bias.detach(), norm.eps),
+            _places(compiled, pair.second),
+        )
+
+    def __call__(self, x: Tensor, other: Tensor | None) -> Tensor:
+        """As `ConvPair.forward`."""
+        others = [None] * len(x) if other is None else _channels_last(other)
+        pairs = zip(_channels_last(x), others, strict=True)
+        return _channels_first([self.kernels.conv_pair(row, beside, *self.weights) for row, beside in pairs])
+
+
+class PackedSurroundings:
+    """`Surroundings`, the further ones in it by their own."""
+
+    def __init__(self, compiled: Kernels, around: Any) -> None:
+        self.kernels, self.channels = compiled, around.mix.out_channels
+        self.down, self.mix = _places(compiled, around.down), _places(compiled, around.mix)
+        self.up = compiled.panels(around.up.weight.flatten(1), around.up.bias)
+
+    def __call__(self, x: Tensor, further: nn.Module | None, gelu: bool) -> Tensor:
+        """(B, C, 2h, 2w) -> (B, C, 2h, 2w)."""
+        rows = _channels_last(x)
+        coarse = _channels_first([self.kernels.coarser(each, self.down, self.mix, self.channels) for each in rows])
+        if further is not None:
+            coarse = further(coarse)
+        found = zip(_channels_last(coarse), rows, strict=True)
+        return _channels_first([self.kernels.finer(each, self.up, row, gelu) for each, row in found])
+
+
+class PackedDown:
+    """The first layers of a sequence: a 2 x 2 convolution of stride 2, layer norm, GELU."""
+
+    def __init__(self, compiled: Kernels, layers: Any) -> None:
+        self.kernels, self.channels = compiled, layers[0].out_channels
+        self.weights, self.norm = _places(compiled, layers[0]), _norm(layers[1])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, 2h, 2w) -> (B, channels, h, w)."""
+        rows = _channels_last(x)
+        return _channels_first([self.kernels.down(each, self.weights, self.norm, self.channels) for each in rows])
+
+
+class PackedUpscaling:
+    """`MaskDecoder.output_upscaling`, with what is added to its maps before their activations."""
+
+    def __init__(self, compiled: Kernels, layers: Any) -> None:
+        self.kernels = compiled
+        self.stages = [
+            (
+                compiled.panels(conv.weight.permute(2, 3, 1, 0).flatten(0, 2), conv.bias.repeat(4)),
+                norm,
+                conv.out_channels,
+            )
+            for conv, norm in ((layers[0], _norm(layers[1])), (layers[3], None))
+        ]
+
+    def __call__(self, x: Tensor, added: Sequence[Sequence[Tensor]]) -> Tensor:
+        """(N, C, h, w) -> (N, C/8, 4h, 4w).
+
+        Args:
+            added: at stride 8 and at stride 4, at most two maps (N, C/4, 2h, 2w) and (N, C/8, 4h, 4w) each.
+        """
+        rows = list(_channels_last(x))
+        for (weights, norm, channels), others in zip(self.stages, added, strict=True):
+            more = [_channels_last(each) for each in others]
+            rows = [
+                self.kernels.up(row, weights, [each[i] for each in more], norm, channels) for i, row in enumerate(rows)
+            ]
+        return _channels_first(rows)
+
+
+def _norm(norm: Any) -> tuple[Tensor, Tensor, float]:
+    return norm.weight.detach(), norm.bias.detach(), norm.eps
+
+
+def _places(compiled: Kernels, conv: nn.Conv2d) -> Pair:
+    """Panels and biases of a convolution, place by place."""
+    bias: Any = conv.bias
+    return compiled.panels(conv.weight.permute(0, 2, 3, 1).flatten(1), bias)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h, w, C), contiguous."""
+    return x.permute(0, 2, 3, 1).contiguous()
 
 
 def _depthwise(conv: nn.Conv2d, width: int) -> Pair:

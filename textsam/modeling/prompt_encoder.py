@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from textsam.modeling.layers import LayerNorm2d
+from textsam.modeling.layers import LayerNorm2d, PointwiseConv2d
+from textsam.modeling.native_layers import PackedDown, packed
 from textsam.modeling.structures import DrawnPrompts, PromptEmbeddings
 
 
@@ -64,14 +65,14 @@ class GeometryMaps(nn.Module):
     def __init__(self, embed_dim: int, hidden: int = 16, click_sigma_px: float = 6.0) -> None:
         super().__init__()
         self.click_sigma_px = click_sigma_px
-        self.stride4 = nn.Conv2d(self.channels, embed_dim // 8, 1)
+        self.stride4 = PointwiseConv2d(self.channels, embed_dim // 8)
         self.to_stride8 = nn.Sequential(nn.Conv2d(self.channels, 2 * hidden, 2, 2), LayerNorm2d(2 * hidden), nn.GELU())
-        self.stride8 = nn.Conv2d(2 * hidden, embed_dim // 4, 1)
+        self.stride8 = PointwiseConv2d(2 * hidden, embed_dim // 4)
         self.to_stride16 = nn.Sequential(
             nn.Conv2d(2 * hidden, 4 * hidden, 2, 2),
             LayerNorm2d(4 * hidden),
             nn.GELU(),
-            nn.Conv2d(4 * hidden, embed_dim, 1),
+            PointwiseConv2d(4 * hidden, embed_dim),
         )
 
     def forward(
@@ -89,7 +90,7 @@ class GeometryMaps(nn.Module):
         height, width = input_size[0] // 4, input_size[1] // 4
         y = (torch.arange(height, device=weight.device, dtype=torch.float32) + 0.5) * 4
         x = (torch.arange(width, device=weight.device, dtype=torch.float32) + 0.5) * 4
-        maps = torch.zeros(count, self.channels, height, width, device=weight.device)
+        maps = torch.zeros(count, height, width, self.channels, device=weight.device).permute(0, 3, 1, 2)
         if point_coords is not None and point_labels is not None:
             near_x = torch.exp(-((x - point_coords[..., :1].float()) ** 2) / (2 * self.click_sigma_px**2))
             near_y = torch.exp(-((y - point_coords[..., 1:].float()) ** 2) / (2 * self.click_sigma_px**2))
@@ -109,8 +110,15 @@ class GeometryMaps(nn.Module):
         if mask_input is not None:
             maps[:, 4] = torch.tanh(mask_input.float()[:, 0] / 4)
         maps = maps.to(weight.dtype)
-        middle = self.to_stride8(maps)
-        return self.to_stride16(middle), DrawnPrompts(maps, self.stride4(maps), self.stride8(middle))
+        middle = _down(self.to_stride8, maps)
+        dense = self.to_stride16[3](_down(self.to_stride16, middle))
+        return dense, DrawnPrompts(maps, self.stride4(maps), self.stride8(middle))
+
+
+def _down(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """(N, F, 2h, 2w) through the first three layers: a 2 x 2 convolution of stride 2, LayerNorm, GELU."""
+    natively = packed(layers, PackedDown, x)
+    return layers[2](layers[1](layers[0](x))) if natively is None else natively(x)
 
 
 class PromptEncoder(nn.Module):

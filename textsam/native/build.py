@@ -17,8 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-SOURCES = ("decoder.cpp", "encoder.cpp", "fine.cpp", "layers.cpp", "masks.cpp")
-HEADERS = ("kernels.h",)
+SOURCES = ("decoder.cpp", "encoder.cpp", "fine.cpp", "layers.cpp", "masks.cpp", "transformer.cpp")
+HEADERS = ("kernels.h", "products.h")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 HOME = Path(__file__).parent
 

@@ -8,7 +8,7 @@ namespace textsam {
 namespace {
 
 constexpr int64_t kBlock = 128;   // positions that are worked on together
-constexpr int64_t kRange = 1024;  // positions of a task; a multiple of kBlock
+constexpr int64_t kRange = 1024;  // positions of a task, at most
 
 // Layer normalisation of `count` columns over their `rows` rows, in place; rows lie kBlock apart.
 void normalise(float* x, int64_t rows, int64_t count, const float* weight, const float* bias, float eps) {
@@ -89,7 +89,10 @@ extern "C" void textsam_exchange(int64_t n, int64_t tokens, int64_t heads, int64
                                  const float* offset, const float* values, const float* norm_weight,
                                  const float* norm_bias, float eps, float* keys_out, const float* read, float* mixed,
                                  int64_t threads) {
-  const int64_t rows = heads * tokens, ranges = (positions + kRange - 1) / kRange;
+  // Few prompts are shared out, so that every thread has something to do.
+  const int64_t shares = (threads + n - 1) / std::max<int64_t>(n, 1);
+  const int64_t range = std::max<int64_t>(std::min((positions / shares + 16) / 16 * 16, kRange), kBlock);
+  const int64_t rows = heads * tokens, ranges = (positions + range - 1) / range;
   const int64_t part = (channels + 2) * rows;  // mixed, most, sum
   Buffer parts(n * ranges * part);
 #pragma omp parallel num_threads(threads)
@@ -102,7 +105,7 @@ extern "C" void textsam_exchange(int64_t n, int64_t tokens, int64_t heads, int64
     float* factors = turned + kBlock * rows;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < n * ranges; ++task) {
-      const int64_t i = task / ranges, begin = task % ranges * kRange, end = std::min(begin + kRange, positions);
+      const int64_t i = task / ranges, begin = task % ranges * range, end = std::min(begin + range, positions);
       float* at = parts.data() + task * part;
       const Reading reading{at, at + channels * rows, at + (channels + 1) * rows};
       std::fill(at, at + part, 0.0f);

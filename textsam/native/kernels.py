@@ -111,6 +111,43 @@ class Kernels:
         )
         return taken, mixed
 
+    def transform(
+        self,
+        tokens: Tensor,
+        keys: Tensor,
+        pe: Tensor,
+        parameters: Sequence[Tensor],
+        sizes: tuple[int, int, int, int],
+        first_without: bool,
+        epsilon: float,
+    ) -> tuple[Tensor, Tensor]:
+        """The decoder's transformer; see transformer.cpp.
+
+        Args:
+            tokens: (n, T, C), C a multiple of 16. keys: (1 or n, C, P). pe: (C, P).
+            parameters: in the order of the structs there, products as `panels` gives them.
+            sizes: heads, their width, that of the MLP, and the number of blocks.
+            first_without: the first block takes the place of its tokens.
+        Returns:
+            tokens (n, T, C) and keys (n, C, P) after the exchange.
+        """
+        (n, count, channels), positions = tokens.shape, pe.shape[1]
+        out, taken = torch.empty_like(tokens), keys.new_empty(n, channels, positions)
+        pointers = (ctypes.c_void_p * len(parameters))(*(each.data_ptr() for each in parameters))
+        self._library.textsam_transform(
+            *_integers(n, count, channels, *sizes, first_without, positions),
+            ctypes.c_float(epsilon),
+            pointers,
+            _pointer(keys, len(keys), channels, positions),
+            *_integers(0 if len(keys) == 1 else channels * positions),
+            _pointer(pe, channels, positions),
+            _pointer(tokens, n, count, channels),
+            _pointer(out, n, count, channels),
+            _pointer(taken, n, channels, positions),
+            *_integers(torch.get_num_threads()),
+        )
+        return out, taken
+
     def upscale(
         self,
         keys: Tensor,
@@ -223,6 +260,161 @@ class Kernels:
             *(_pointer(each, *each.shape) for each in weights),
             None if other is None else _pointer(other, h, w, channels),
             _pointer(out, h, w, channels),
+            *_integers(torch.get_num_threads()),
+        )
+        return out
+
+    def context(
+        self,
+        x: Tensor,
+        heads: int,
+        depthwise: tuple[Tensor, Tensor],
+        norm1: tuple[Tensor, Tensor, float],
+        attention: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
+        norm2: tuple[Tensor, Tensor, float],
+        mlp: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
+        wide: int,
+    ) -> Tensor:
+        """A transformer block on (h, w, C), C and C / heads multiples of 16; see layers.cpp.
+
+        Args:
+            depthwise: weights (9, C) and bias (C,). norm1, norm2: weight, bias and epsilon.
+            attention: panels and biases of (3 * C, C) and of (C, C). mlp: of (wide, C) and of (C, wide).
+        """
+        h, w, channels = x.shape
+        out = torch.empty_like(x)
+        layers = [(*depthwise,), (*norm1[:2],), (*attention[0], *attention[1]), (*norm2[:2],), (*mlp[0], *mlp[1])]
+        position, first, attend, second, block = ([_pointer(each, *each.shape) for each in layer] for layer in layers)
+        self._library.textsam_context(
+            *_integers(h, w, channels, heads, wide),
+            _pointer(x, h, w, channels),
+            *position,
+            *first,
+            ctypes.c_float(norm1[2]),
+            *attend,
+            *second,
+            ctypes.c_float(norm2[2]),
+            *block,
+            _pointer(out, h, w, channels),
+            *_integers(torch.get_num_threads()),
+        )
+        return out
+
+    def conv_pair(
+        self,
+        x: Tensor,
+        other: Tensor | None,
+        first: tuple[Tensor, Tensor],
+        norm: tuple[int, Tensor, Tensor, float],
+        second: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Two 3 x 3 convolutions with group norm and GELU, of a map resized to that beside it; see layers.cpp.
+
+        Args:
+            x: (h, w, C1), or with `other` (h, w, C2) also (2h, 2w, C1) or (h / 2, w / 2, C1).
+            first, second: panels and biases, place by place; see `panels`.
+            norm: groups, weight and bias (n,), and epsilon.
+        Returns:
+            (h, w, n).
+        """
+        h, w, _ = x.shape if other is None else other.shape
+        n, resize = len(norm[1]), (h > x.shape[0]) - (h < x.shape[0])
+        out = x.new_empty(h, w, n)
+        self._library.textsam_conv_pair(
+            *_integers(h, w, x.shape[2], 0 if other is None else other.shape[2], n, resize),
+            _pointer(x, *((2 * h, 2 * w), (h, w), (h // 2, w // 2))[resize + 1], x.shape[2]),
+            None if other is None else _pointer(other, *other.shape),
+            *(_pointer(each, *each.shape) for each in first),
+            *_integers(norm[0]),
+            *(_pointer(each, n) for each in norm[1:3]),
+            ctypes.c_float(norm[3]),
+            *(_pointer(each, *each.shape) for each in second),
+            _pointer(out, h, w, n),
+            *_integers(torch.get_num_threads()),
+        )
+        return out
+
+    def down(
+        self, x: Tensor, weights: tuple[Tensor, Tensor], norm: tuple[Tensor, Tensor, float], channels: int
+    ) -> Tensor:
+        """(2h, 2w, C) to (h, w, channels), by a convolution of 2 x 2, layer norm and GELU; see layers.cpp.
+
+        Args:
+            weights: panels and biases, place by place; see `panels`. norm: weight, bias and epsilon.
+        """
+        height, width, wide = x.shape
+        out = x.new_empty(height // 2, width // 2, channels)
+        self._library.textsam_down(
+            *_integers(height // 2, width // 2, wide, channels),
+            _pointer(x, 2 * out.shape[0], 2 * out.shape[1], wide),
+            *(_pointer(each, *each.shape) for each in (*weights, *norm[:2])),
+            ctypes.c_float(norm[2]),
+            _pointer(out, *out.shape),
+            *_integers(torch.get_num_threads()),
+        )
+        return out
+
+    def up(
+        self,
+        x: Tensor,
+        weights: tuple[Tensor, Tensor],
+        others: Sequence[Tensor],
+        norm: tuple[Tensor, Tensor, float] | None,
+        channels: int,
+    ) -> Tensor:
+        """(h, w, C) to (2h, 2w, channels), by a transposed convolution of 2 x 2, and GELU; see layers.cpp.
+
+        Args:
+            weights: panels and biases of (4 * channels, C), place by place; see `panels`.
+            others: at most two (2h, 2w, channels), added to it.
+            norm: weight, bias and epsilon of a layer norm, or None.
+        """
+        h, w, wide = x.shape
+        out = x.new_empty(2 * h, 2 * w, channels)
+        self._library.textsam_up(
+            *_integers(h, w, wide, channels),
+            _pointer(x, h, w, wide),
+            *(_pointer(each, *each.shape) for each in weights),
+            *(_pointer(each, *out.shape) for each in others),
+            *[None] * (2 - len(others)),
+            *((None, None) if norm is None else (_pointer(each, channels) for each in norm[:2])),
+            ctypes.c_float(0 if norm is None else norm[2]),
+            _pointer(out, *out.shape),
+            *_integers(torch.get_num_threads()),
+        )
+        return out
+
+    def coarser(self, x: Tensor, down: tuple[Tensor, Tensor], mix: tuple[Tensor, Tensor], channels: int) -> Tensor:
+        """(2h, 2w, C) to (h, w, channels), by convolutions of 2 x 2 and 3 x 3; see layers.cpp.
+
+        Args:
+            down, mix: panels and biases of both, place by place; see `panels`.
+        """
+        (height, width, wide), (h, w) = x.shape, (x.shape[0] // 2, x.shape[1] // 2)
+        out = x.new_empty(h, w, channels)
+        self._library.textsam_coarser(
+            *_integers(h, w, wide, channels),
+            _pointer(x, height, width, wide),
+            *(_pointer(each, *each.shape) for each in (*down, *mix)),
+            _pointer(out, h, w, channels),
+            *_integers(torch.get_num_threads()),
+        )
+        return out
+
+    def finer(self, coarse: Tensor, up: tuple[Tensor, Tensor], x: Tensor, gelu: bool) -> Tensor:
+        """(h, w, n), narrowed and enlarged, added to x (2h, 2w, C); see layers.cpp.
+
+        Args:
+            up: panels and biases of (C, n); see `panels`. gelu: of the sum.
+        """
+        (h, w, wide), channels = coarse.shape, x.shape[2]
+        out = torch.empty_like(x)
+        self._library.textsam_finer(
+            *_integers(h, w, wide, channels, gelu),
+            _pointer(coarse, h, w, wide),
+            *(_pointer(each, *each.shape) for each in up),
+            _pointer(x, 2 * h, 2 * w, channels),
+            _pointer(out, 2 * h, 2 * w, channels),
             *_integers(torch.get_num_threads()),
         )
         return out

@@ -1,96 +1,14 @@
 // Layers of the small models, row by row: what a block widens stays in the cache and is never a map in memory.
 //
-// Maps are channels last. Weights of products lie in panels of `kPanel` columns, so that a tile of results fits the
-// registers; rows between the layers of a block are as wide as whole panels. Borders are TensorFlow's SAME: all of it
-// after an even side at stride 2.
+// Maps are channels last; rows between the layers of a block are as wide as whole panels of weights. Borders are
+// TensorFlow's SAME: all of it after an even side at stride 2.
 
-#include "kernels.h"
+#include "products.h"
 
 namespace textsam {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int64_t kLanes = 16, kTile = 12;
-#else
-constexpr int64_t kLanes = 8, kTile = 6;
-#endif
-constexpr int64_t kPanel = 2 * kLanes;
-typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-
-inline Vector& vector(float* x) { return *reinterpret_cast<Vector*>(x); }
-inline const Vector& vector(const float* x) { return *reinterpret_cast<const Vector*>(x); }
-inline Vector clamp6(Vector x) {
-  const Vector zero = {}, six = zero + 6.0f;
-  x = x > zero ? x : zero;
-  return x < six ? x : six;
-}
-inline int64_t padded(int64_t columns) { return (columns + kPanel - 1) / kPanel * kPanel; }
-
-// Panels of (k, n) weights and padded (n,) biases.
-struct Weights {
-  const float *panels, *bias;
-  int64_t k, n;
-};
-
-// What happens to a tile of results on its way to memory.
-enum class End { kPlain, kClamp6, kAdd };
-
-// M rows of one panel's results: the sum of `parts` products of k each. `to` has room for `columns` of them; `other` is
-// what kAdd adds, laid out as `to`.
-template <int64_t M, End end>
-void tile(const float* const* a, int64_t parts, int64_t shift, int64_t lda, const float* panel, const float* bias,
-          int64_t k, float* to, int64_t ldt, int64_t columns, const float* other) {
-  Vector sums[M][2];
-  for (int64_t m = 0; m < M; ++m) sums[m][0] = vector(bias), sums[m][1] = vector(bias + kLanes);
-  for (int64_t part = 0; part < parts; ++part) {
-    const float* rows = a[part] + shift;
-    for (int64_t i = 0; i < k; ++i, panel += kPanel) {
-      const Vector left = vector(panel), right = vector(panel + kLanes);
-      for (int64_t m = 0; m < M; ++m) {
-        sums[m][0] += rows[m * lda + i] * left;
-        sums[m][1] += rows[m * lda + i] * right;
-      }
-    }
-  }
-  for (int64_t m = 0; m < M; ++m) {
-    if (end == End::kClamp6) sums[m][0] = clamp6(sums[m][0]), sums[m][1] = clamp6(sums[m][1]);
-    float* row = to + m * ldt;
-    if (columns >= kPanel) {
-      if (end == End::kAdd) sums[m][0] += vector(other + m * ldt), sums[m][1] += vector(other + m * ldt + kLanes);
-      vector(row) = sums[m][0];
-      vector(row + kLanes) = sums[m][1];
-    } else {
-      const float* values = reinterpret_cast<const float*>(sums[m]);
-      for (int64_t j = 0; j < columns; ++j) row[j] = values[j] + (end == End::kAdd ? other[m * ldt + j] : 0.0f);
-    }
-  }
-}
-
-template <End end, int64_t M, typename... Rest>
-void tile_of(int64_t rows, Rest... rest) {
-  if (rows == M) return tile<M, end>(rest...);
-  if constexpr (M > 1) tile_of<end, M - 1>(rows, rest...);
-}
-
-// to (m, columns) = the sum of A (m, k) W over the parts of A, and of k rows of W each, + bias, ended. Rows are spread
-// evenly over tiles: 14 are 7 and 7, not 12 and 2.
-template <End end>
-void product(int64_t m, const float* const* a, int64_t parts, int64_t lda, const Weights& w, float* to, int64_t ldt,
-             int64_t columns, const float* other = nullptr) {
-  const int64_t tiles = (m + kTile - 1) / kTile;
-  for (int64_t first = 0; first < w.n; first += kPanel)
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t top = m * t / tiles, rows = m * (t + 1) / tiles - top;
-      tile_of<end, kTile>(rows, a, parts, top * lda, lda, w.panels + first * w.k * parts, w.bias + first, w.k,
-                          to + top * ldt + first, ldt, columns - first, other ? other + top * ldt + first : nullptr);
-    }
-}
-
-template <End end>
-void product(int64_t m, const float* a, int64_t lda, const Weights& w, float* to, int64_t ldt, int64_t columns,
-             const float* other = nullptr) {
-  product<end>(m, &a, 1, lda, w, to, ldt, columns, other);
-}
+constexpr int64_t kQueries = 32;  // of a head that attend together
 
 // One side under a 3 x 3 window with SAME borders.
 struct Side {
@@ -161,23 +79,26 @@ void squeeze(const Side& down, const Side& across, int64_t wide, const float* we
   }
 }
 
-// Each of m rows of `width` channels to mean 0 and variance 1, scaled and shifted.
-void normalise(float* rows, int64_t m, int64_t width, const float* scale, const float* shift, float epsilon) {
-  for (float* row = rows; row < rows + m * width; row += width) {
-    Vector sum = {}, square = {};
-    for (int64_t c = 0; c < width; c += kLanes) sum += vector(row + c);
-    float mean = 0, variance = 0;
-    for (int64_t j = 0; j < kLanes; ++j) mean += sum[j];
-    mean /= width;
-    for (int64_t c = 0; c < width; c += kLanes) {
-      const Vector away = vector(row + c) - mean;
-      square += away * away;
-    }
-    for (int64_t j = 0; j < kLanes; ++j) variance += square[j];
-    const float factor = 1 / std::sqrt(variance / width + epsilon);
-    for (int64_t c = 0; c < width; c += kLanes)
-      vector(row + c) = (vector(row + c) - mean) * factor * vector(scale + c) + vector(shift + c);
+// Row y of a map of (h, w, c) enlarged twofold, bilinearly: 2w places, `step` floats apart.
+void enlarge(const float* map, int64_t h, int64_t w, int64_t c, int64_t y, float* to, int64_t step, float* blended) {
+  const int64_t near = y / 2, far = std::min(std::max<int64_t>(near + (y % 2 ? 1 : -1), 0), h - 1);
+  const float *first = map + near * w * c, *second = map + far * w * c;
+  for (int64_t i = 0; i < w * c; ++i) blended[i] = 0.75f * first[i] + 0.25f * second[i];
+  for (int64_t x = 0; x < 2 * w; ++x) {
+    const int64_t beside = std::min(std::max<int64_t>(x / 2 + (x % 2 ? 1 : -1), 0), w - 1);
+    const float *left = blended + x / 2 * c, *right = blended + beside * c;
+    for (int64_t i = 0; i < c; ++i) to[x * step + i] = 0.75f * left[i] + 0.25f * right[i];
   }
+}
+
+// Row y of a map of (.., 2w, c) that is halved, by the largest of 2 x 2: w places, `step` floats apart.
+void halve(const float* map, int64_t w, int64_t c, int64_t y, float* to, int64_t step) {
+  const float *above = map + 4 * y * w * c, *below = above + 2 * w * c;
+  for (int64_t x = 0; x < w; ++x)
+    for (int64_t i = 0; i < c; ++i) {
+      const float *up = above + 2 * x * c + i, *down = below + 2 * x * c + i;
+      to[x * step + i] = std::max(std::max(up[0], up[c]), std::max(down[0], down[c]));
+    }
 }
 
 }  // namespace
@@ -276,8 +197,243 @@ void textsam_convolve(int64_t h, int64_t w, int64_t in, int64_t n, int64_t with_
         product<End::kAdd>(w, rows, 3, in, weights, to, n, n, other + y * w * n);
       else
         product<End::kPlain>(w, rows, 3, in, weights, to, n, n);
-      if (with_gelu)
-        for (int64_t i = 0; i < w * n; ++i) to[i] = gelu(to[i]);
+      if (with_gelu) gelu_of(to, w * n);
+    }
+  }
+}
+
+// A pre-norm transformer block on (h, w, c), which a depthwise 3 x 3 product tells where its places are; c / heads and c
+// are multiples of a vector.
+void textsam_context(int64_t h, int64_t w, int64_t c, int64_t heads, int64_t wide, const float* x, const float* depth,
+                     const float* depth_bias, const float* scale1, const float* shift1, float epsilon1,
+                     const float* qkv_panels, const float* qkv_bias, const float* proj_panels, const float* proj_bias,
+                     const float* scale2, const float* shift2, float epsilon2, const float* widen_panels,
+                     const float* widen_bias, const float* narrow_panels, const float* narrow_bias, float* out,
+                     int64_t threads) {
+  using namespace textsam;
+  const int64_t places = h * w, d = c / heads, blocks = (places + kQueries - 1) / kQueries;
+  const float factor = 1 / std::sqrt(static_cast<float>(d));
+  const Side across(w, 1);
+  const Weights to_qkv{qkv_panels, qkv_bias, c, 3 * c}, proj{proj_panels, proj_bias, c, c};
+  const Weights widen{widen_panels, widen_bias, c, wide}, narrow{narrow_panels, narrow_bias, wide, c};
+  float* tokens = scratch(places * (6 * c + std::max(c, wide)));
+  float *qkv = tokens + places * c, *turned = qkv + 3 * places * c, *mixed = turned + places * c,
+        *hidden = mixed + places * c;
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t all = omp_get_num_threads(), me = omp_get_thread_num();
+    const int64_t top = h * me / all, bottom = h * (me + 1) / all, count = (bottom - top) * w;
+    float* own = tokens + top * w * c;
+    Ring ring(w, c, 1);
+    for (int64_t y = top; y < bottom; ++y) {
+      const float* rows[3];
+      ring.window(
+          y - 1, h, [&](int64_t row, float* to) { std::memcpy(to, x + row * w * c, sizeof(float) * w * c); }, rows);
+      float* to = tokens + y * w * c;
+      depthwise<false>(rows, across, c, depth, depth_bias, to);
+      for (int64_t i = 0; i < w * c; ++i) to[i] += rows[1][c + i];
+    }
+    std::memcpy(hidden + top * w * c, own, sizeof(float) * count * c);
+    normalise(hidden + top * w * c, count, c, scale1, shift1, epsilon1);
+    product<End::kPlain>(count, hidden + top * w * c, c, to_qkv, qkv + 3 * top * w * c, 3 * c, 3 * c);
+    for (int64_t p = top * w; p < bottom * w; ++p)
+      for (int64_t i = 0; i < c; ++i) turned[i * places + p] = factor * qkv[(3 * p + 1) * c + i];
+#pragma omp barrier
+    Buffer scores(kQueries * places);
+#pragma omp for
+    for (int64_t task = 0; task < heads * blocks; ++task) {
+      const int64_t head = task / blocks * d, first = task % blocks * kQueries;
+      const int64_t asked = std::min(kQueries, places - first);
+      multiply(asked, places, d, qkv + 3 * first * c + head, 3 * c, turned + head * places, places, scores.data(),
+               places);
+      for (int64_t q = 0; q < asked; ++q) {
+        float* s = scores.data() + q * places;
+        const float most = largest(s, places, s[0]);
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t p = 0; p < places; ++p) sum += s[p] = fast_exp(s[p] - most);
+        for (int64_t p = 0; p < places; ++p) s[p] /= sum;
+      }
+      multiply(asked, d, places, scores.data(), places, qkv + 2 * c + head, 3 * c, mixed + first * c + head, c);
+    }
+    float *sum = out + top * w * c, *values = hidden + top * w * wide;
+    product<End::kAdd>(count, mixed + top * w * c, c, proj, sum, c, c, own);
+    std::memcpy(own, sum, sizeof(float) * count * c);
+    normalise(own, count, c, scale2, shift2, epsilon2);
+    product<End::kPlain>(count, own, c, widen, values, wide, wide);
+    gelu_of(values, count * wide);
+    product<End::kAdd>(count, values, wide, narrow, sum, c, c, sum);
+  }
+}
+
+// Two 3 x 3 products with zeros around, group norm and GELU between them, GELU after the second, and what it was made
+// of: f + gelu(W2 f) of f = gelu(norm(W1 x)). x is the map `a` of c1 channels, halved to (h, w) when `resize` is -1 and
+// enlarged to it when it is 1, beside the map `b` of (h, w, c2).
+void textsam_conv_pair(int64_t h, int64_t w, int64_t c1, int64_t c2, int64_t n, int64_t resize, const float* a,
+                       const float* b, const float* panels1, const float* bias1, int64_t groups, const float* scale,
+                       const float* shift, float epsilon, const float* panels2, const float* bias2, float* out,
+                       int64_t threads) {
+  using namespace textsam;
+  const int64_t in = c1 + c2, members = n / groups;
+  const Weights first{panels1, bias1, 3 * in, n}, second{panels2, bias2, 3 * n, n};
+  float* once = scratch(h * w * n);
+  std::vector<double> sums(2 * n * threads);
+  std::vector<float> factor(n), offset(n);
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t all = omp_get_num_threads(), me = omp_get_thread_num();
+    const int64_t top = h * me / all, bottom = h * (me + 1) / all;
+    double* sum = sums.data() + 2 * n * me;
+    {
+      Ring ring(w, in, 1);
+      Buffer blended(w * c1), row_sums(2 * n);
+      for (int64_t y = top; y < bottom; ++y) {
+        const float* rows[3];
+        ring.window(
+            y - 1, h,
+            [&](int64_t row, float* to) {
+              if (resize > 0) enlarge(a, h / 2, w / 2, c1, row, to, in, blended.data());
+              if (resize < 0) halve(a, w, c1, row, to, in);
+              if (resize && !c2) return;
+              for (int64_t x = 0; x < w; ++x) {
+                if (!resize) std::memcpy(to + x * in, a + (row * w + x) * c1, sizeof(float) * c1);
+                if (c2) std::memcpy(to + x * in + c1, b + (row * w + x) * c2, sizeof(float) * c2);
+              }
+            },
+            rows);
+        float* to = once + y * w * n;
+        product<End::kPlain>(w, rows, 3, in, first, to, n, n);
+        float *plain = row_sums.data(), *square = plain + n;
+        std::fill(plain, plain + 2 * n, 0.0f);
+        for (int64_t x = 0; x < w; ++x)
+          for (int64_t c = 0; c < n; ++c) {
+            const float value = to[x * n + c];
+            plain[c] += value;
+            square[c] += value * value;
+          }
+        for (int64_t c = 0; c < 2 * n; ++c) sum[c] += plain[c];
+      }
+    }
+#pragma omp barrier
+#pragma omp single
+    for (int64_t g = 0; g < groups; ++g) {
+      double plain = 0, square = 0;
+      for (int64_t t = 0; t < all; ++t)
+        for (int64_t c = g * members; c < (g + 1) * members; ++c)
+          plain += sums[2 * n * t + c], square += sums[2 * n * t + n + c];
+      const double mean = plain / (h * w * members), variance = square / (h * w * members) - mean * mean;
+      const double inverse = 1 / std::sqrt(std::max(variance, 0.0) + epsilon);
+      for (int64_t c = g * members; c < (g + 1) * members; ++c) {
+        factor[c] = static_cast<float>(scale[c] * inverse);
+        offset[c] = static_cast<float>(shift[c] - mean * scale[c] * inverse);
+      }
+    }
+    Ring ring(w, n, 1);
+    for (int64_t y = top; y < bottom; ++y) {
+      const float* rows[3];
+      ring.window(
+          y - 1, h,
+          [&](int64_t row, float* to) {
+            const float* from = once + row * w * n;
+            for (int64_t x = 0; x < w; ++x)
+              for (int64_t c = 0; c < n; ++c) to[x * n + c] = gelu(from[x * n + c] * factor[c] + offset[c]);
+          },
+          rows);
+      float* to = out + y * w * n;
+      product<End::kPlain>(w, rows, 3, n, second, to, n, n);
+      for (int64_t i = 0; i < w * n; ++i) to[i] = rows[1][n + i] + gelu(to[i]);
+    }
+  }
+}
+
+// A 2 x 2 product of stride 2 of (2h, 2w, c), layer norm and GELU, to (h, w, n), n a multiple of a vector.
+void textsam_down(int64_t h, int64_t w, int64_t c, int64_t n, const float* x, const float* panels, const float* bias,
+                  const float* scale, const float* shift, float epsilon, float* out, int64_t threads) {
+  using namespace textsam;
+  const Weights weights{panels, bias, 2 * c, n};
+#pragma omp parallel for num_threads(threads)
+  for (int64_t y = 0; y < h; ++y) {
+    const float* const pair[2] = {x + 4 * y * w * c, x + (4 * y + 2) * w * c};
+    float* to = out + y * w * n;
+    product<End::kPlain>(w, pair, 2, 2 * c, weights, to, n, n);
+    normalise(to, w, n, scale, shift, epsilon);
+    gelu_of(to, w * n);
+  }
+}
+
+// A transposed 2 x 2 product of stride 2 of (h, w, c), plus `other` and `more` where there are any, layer norm where
+// there is `scale`, and GELU, to (2h, 2w, n), n a multiple of a vector. Weights are (c, 4 * n), place by place.
+void textsam_up(int64_t h, int64_t w, int64_t c, int64_t n, const float* x, const float* panels, const float* bias,
+                const float* other, const float* more, const float* scale, const float* shift, float epsilon,
+                float* out, int64_t threads) {
+  using namespace textsam;
+  const Weights weights{panels, bias, c, 4 * n};
+#pragma omp parallel num_threads(threads)
+  {
+    Buffer buffer(w * 4 * n);
+    float* places = buffer.data();
+#pragma omp for
+    for (int64_t y = 0; y < h; ++y) {
+      product<End::kPlain>(w, x + y * w * c, c, weights, places, 4 * n, 4 * n);
+      for (int64_t down = 0; down < 2; ++down) {
+        const int64_t start = (2 * y + down) * 2 * w * n;
+        float* to = out + start;
+        for (int64_t i = 0; i < w; ++i) std::memcpy(to + 2 * i * n, places + (4 * i + 2 * down) * n, 8 * n);
+        for (const float* added : {other, more})
+          if (added)
+            for (int64_t i = 0; i < 2 * w * n; ++i) to[i] += added[start + i];
+        if (scale) normalise(to, 2 * w, n, scale, shift, epsilon);
+        gelu_of(to, 2 * w * n);
+      }
+    }
+  }
+}
+
+// A 2 x 2 product of stride 2 of (2h, 2w, c), GELU, a 3 x 3 product with zeros around and GELU, to (h, w, n).
+void textsam_coarser(int64_t h, int64_t w, int64_t c, int64_t n, const float* x, const float* down_panels,
+                     const float* down_bias, const float* mix_panels, const float* mix_bias, float* out,
+                     int64_t threads) {
+  using namespace textsam;
+  const Weights down{down_panels, down_bias, 2 * c, n}, mix{mix_panels, mix_bias, 3 * n, n};
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t all = omp_get_num_threads(), me = omp_get_thread_num();
+    Ring ring(w, n, 1);
+    for (int64_t y = h * me / all; y < h * (me + 1) / all; ++y) {
+      const float* rows[3];
+      ring.window(
+          y - 1, h,
+          [&](int64_t row, float* to) {
+            const float* const pair[2] = {x + 4 * row * w * c, x + (4 * row + 2) * w * c};
+            product<End::kPlain>(w, pair, 2, 2 * c, down, to, n, n);
+            gelu_of(to, w * n);
+          },
+          rows);
+      float* to = out + y * w * n;
+      product<End::kPlain>(w, rows, 3, n, mix, to, n, n);
+      gelu_of(to, w * n);
+    }
+  }
+}
+
+// A product of each place of (h, w, n) enlarged twofold, bilinearly, plus `x` of (2h, 2w, c), and GELU where asked for.
+void textsam_finer(int64_t h, int64_t w, int64_t n, int64_t c, int64_t with_gelu, const float* coarse,
+                   const float* panels, const float* bias, const float* x, float* out, int64_t threads) {
+  using namespace textsam;
+  const Weights weights{panels, bias, n, c};
+  float* narrow = scratch(h * w * c);
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t all = omp_get_num_threads(), me = omp_get_thread_num();
+    const int64_t first = h * me / all, last = h * (me + 1) / all;
+    product<End::kPlain>((last - first) * w, coarse + first * w * n, n, weights, narrow + first * w * c, c, c);
+#pragma omp barrier
+    Buffer blended(w * c);
+    for (int64_t y = 2 * first; y < 2 * last; ++y) {
+      float* to = out + y * 2 * w * c;
+      enlarge(narrow, h, w, c, y, to, c, blended.data());
+      for (int64_t i = 0; i < 2 * w * c; ++i) to[i] += x[y * 2 * w * c + i];
+      if (with_gelu) gelu_of(to, 2 * w * c);
     }
   }
 }

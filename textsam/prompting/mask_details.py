@@ -21,7 +21,7 @@ from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.prompts import GeometricPrompts
 from textsam.prompting.transforms import LOW_RES_STRIDE, ImageGeometry, masks_at_original_size
 
-DETAIL_SIDE, CLICK_SIDE, QUICK_SIDE = 192, 160, 128  # px of a crop; smaller where somebody waits: clicks, corrections
+DETAIL_SIDE, CLICK_SIDE = 192, 128  # px of a crop; smaller where somebody waits
 MARGIN_PX, LEAST_PX = 8, 24  # a crop's side: the mask's longer side, grown, plus, and at least
 BOX_GROWTH, MASK_GROWTH = 1.3, 1.5  # the thing lies inside of a box; a mask may lack half of it
 CROPS_AT_A_TIME = 16
@@ -56,16 +56,9 @@ class Asked:
         )
 
     @property
-    def quick(self) -> bool:
-        """Further clicks alone: somebody corrects a mask and waits."""
-        return self.labels is not None and self.labels.shape[1] > 1 and self.boxes is None
-
-    @property
     def cells(self) -> int:
         """Along a side of the crops."""
-        if self.points is None or self.boxes is not None:
-            return DETAIL_SIDE
-        return QUICK_SIDE if self.quick else CLICK_SIDE
+        return DETAIL_SIDE if self.points is None or self.boxes is not None else CLICK_SIDE
 
     def row(self, row: int) -> Asked:
         """The prompt of one mask, as N = 1."""
@@ -155,14 +148,16 @@ class Crop:
 def _sample(values: Tensor, y: np.ndarray, x: np.ndarray) -> Tensor:
     """(h, w) float between its cells, bilinearly, at rows y and columns x (the first cell's centre is 0.5): (len y, len
     x). Places beyond the outer centres get what the outer cells have."""
-    rows, columns = (_weights(each, size) for each, size in zip((y, x), values.shape, strict=True))
-    return rows.to(values.device) @ values.float() @ columns.to(values.device).T
-
-
-def _weights(places: np.ndarray, size: int) -> Tensor:
-    """(len places, size) of linear interpolation."""
-    centres = (places - 0.5).clip(0, size - 1)
-    return torch.from_numpy((1 - np.abs(centres[:, None] - np.arange(size))).clip(0).astype(np.float32))
+    values = values.float()
+    for axis, places in enumerate((y, x)):
+        size = values.shape[axis]
+        at = (places - 0.5).clip(0, size - 1)
+        first = np.minimum(at.astype(np.int64), max(size - 2, 0))
+        share = torch.from_numpy((at - first).astype(np.float32)).to(values.device)
+        low = torch.from_numpy(first).to(values.device)
+        near, far = (values.index_select(axis, each) for each in (low, (low + 1).clamp(max=size - 1)))
+        values = torch.lerp(near, far, share if axis else share[:, None])
+    return values
 
 
 def masks_of_photo(

@@ -1,0 +1,115 @@
+"""Layers of the small models by the compiled kernels, one by one: PyTorch's numbers at every size that occurs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tiny_models import randomize
+from torch import Tensor, nn
+
+from textsam.modeling import native_layers
+from textsam.modeling.fine_masks import Surroundings
+from textsam.modeling.layers import LayerNorm2d
+from textsam.modeling.mask_decoder import MaskDecoder
+from textsam.modeling.mask_detail import ConvPair
+from textsam.modeling.mobile_encoder import ContextBlock
+from textsam.modeling.prompt_encoder import GeometryMaps, _down
+from textsam.modeling.structures import DrawnPrompts, ImageEmbeddings, PromptEmbeddings
+from textsam.modeling.transformer import TwoWayTransformer
+from textsam.native.kernels import Kernels
+from textsam.native.library import only
+
+
+def agree(compiled: Kernels, module: nn.Module, call: Callable[[], Tensor]) -> None:
+    """`call` gives by the kernels, with any number of threads, what it gives by PyTorch; and they were used."""
+    with only(None):
+        expected = call()
+    threads = torch.get_num_threads()
+    with only(compiled):
+        for number in (1, 3, threads):
+            torch.set_num_threads(number)
+            try:
+                torch.testing.assert_close(call(), expected, rtol=1e-4, atol=1e-4)
+            finally:
+                torch.set_num_threads(threads)
+    assert module in native_layers._kept
+
+
+@pytest.mark.parametrize(("below", "beside", "out"), [(32, 0, 32), (32, 16, 48), (12, 5, 20), (40, 24, 8)])
+@pytest.mark.parametrize("scale", [0.5, 1, 2])
+@pytest.mark.parametrize("side", [2, 6, 20])
+@torch.no_grad()
+def test_two_convolutions(compiled: Kernels, below: int, beside: int, out: int, scale: float, side: int) -> None:
+    if not beside and scale != 1:
+        pytest.skip("without another map there is no size to be brought to")
+    torch.manual_seed(0)
+    pair = randomize(ConvPair(below + beside, out)).eval()
+    x = torch.randn(2, below, int(scale * side), int(scale * side))
+    other = torch.randn(2, beside, side, side) if beside else None
+    agree(compiled, pair, lambda: pair(x, other))
+
+
+@pytest.mark.parametrize(("channels", "levels"), [(24, 1), (24, 2), (10, 3)])
+@pytest.mark.parametrize("size", [(8, 8), (8, 24), (40, 16)])
+@pytest.mark.parametrize("gelu", [False, True])
+@torch.no_grad()
+def test_surroundings(compiled: Kernels, channels: int, levels: int, size: tuple[int, int], gelu: bool) -> None:
+    torch.manual_seed(0)
+    around = randomize(Surroundings(channels, levels)).eval()
+    x = torch.randn(2, channels, *size)
+    agree(compiled, around, lambda: around(x, gelu))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (5, 5), (14, 9)])
+@torch.no_grad()
+def test_a_transformer_block_of_the_encoder(compiled: Kernels, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    block = randomize(ContextBlock(64, 2)).eval()
+    x = torch.randn(2, 64, *size)
+    agree(compiled, block, lambda: block(x))
+
+
+@torch.no_grad()
+def test_heads_too_narrow_for_the_kernels_take_pytorch(compiled: Kernels) -> None:
+    block = randomize(ContextBlock(32, 4)).eval()
+    with only(compiled):
+        block(torch.randn(1, 32, 3, 3))
+    assert block not in native_layers._kept
+
+
+@torch.no_grad()
+def test_a_map_is_halved(compiled: Kernels) -> None:
+    torch.manual_seed(0)
+    layers = randomize(nn.Sequential(nn.Conv2d(5, 32, 2, 2), LayerNorm2d(32), nn.GELU())).eval()
+    x = torch.randn(2, 5, 12, 20)
+    agree(compiled, layers, lambda: _down(layers, x))
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+@pytest.mark.parametrize("skips", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+@torch.no_grad()
+def test_the_decoder_with_finer_maps(compiled: Kernels, drawn: bool, skips: bool, count: int) -> None:
+    torch.manual_seed(0)
+    transformer = TwoWayTransformer(2, 128, 8, 64, 1)
+    decoder = MaskDecoder(transformer_dim=128, transformer=transformer, dense_geometry=True, refinement=True)
+    randomize(decoder).eval()
+
+    def some(channels: int, scale: int, number: int = count) -> Tensor:
+        return torch.randn(number, channels, 4 * scale, 6 * scale)
+
+    finer = (some(16, 4, 1), some(32, 2, 1)) if skips else None
+    image = ImageEmbeddings(some(128, 1, 1), (64, 96), finer)
+    maps = DrawnPrompts(some(GeometryMaps.channels, 4), some(16, 4), some(32, 2)) if drawn else None
+    prompts = PromptEmbeddings(torch.randn(count, 2, 128), some(128, 1), drawn_prompts=maps)
+    pe = some(128, 1, 1)
+    used = decoder.output_upscaling if drawn or skips else None
+    with only(None):
+        expected = decoder(image, pe, prompts, None)
+    with only(compiled):
+        found = decoder(image, pe, prompts, None)
+    torch.testing.assert_close(found.low_res_logits, expected.low_res_logits, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found.iou_predictions, expected.iou_predictions, rtol=1e-4, atol=1e-3)
+    assert used is None or used in native_layers._kept
