@@ -63,32 +63,25 @@ class PackedTrunk:
 
     def __init__(self, compiled: Kernels, trunk: Any) -> None:
         self.kernels = compiled
-        blocks = [module for name, module in trunk.named_children() if name.startswith("block")]
-        self.layers = [self._layer(blocks[0], trunk.conv0)] + [self._layer(block) for block in blocks[1:]]
-
-    def _layer(self, block: Any, stem: nn.Conv2d | None = None) -> tuple[Any, ...]:
-        """What `Kernels.squeeze` takes behind x."""
-        widen: Any = block.expand if stem is None else stem
-        wide, narrow = block.depthwise.out_channels, block.project.out_channels
-        return (
-            self.kernels.panels(widen.weight.flatten(1), widen.bias),
-            _depthwise(block.depthwise, -(-wide // self.kernels.panel) * self.kernels.panel),
-            self.kernels.panels(block.project.weight.flatten(1), block.project.bias),
-            (wide, narrow),
-            block.depthwise.stride[0] if stem is None else 0,
-            block.shortcut and stem is None,
-        )
+        self.sizes, self.weights = list[tuple[int, ...]](), list[Tensor]()
+        for number, block in enumerate(module for name, module in trunk.named_children() if name.startswith("block")):
+            widen = block.expand if number else trunk.conv0
+            wide, narrow, stride = block.depthwise.out_channels, block.project.out_channels, block.depthwise.stride[0]
+            inputs = widen.weight[0].numel()
+            self.sizes.append((inputs, wide, narrow, stride, bool(number and block.shortcut)))
+            self.weights += compiled.panels(widen.weight.flatten(1), widen.bias)
+            self.weights += _depthwise(block.depthwise, -(-wide // compiled.panel) * compiled.panel)
+            self.weights += compiled.panels(block.project.weight.flatten(1), block.project.bias)
 
     def __call__(self, pixel_values: Tensor, taps: dict[int, int]) -> dict[int, Tensor]:
         """As `MobileNetV2.forward_features`, with `taps` from block to stride."""
-        maps: dict[int, list[Tensor]] = {stride: [] for stride in taps.values()}
-        for pixels in pixel_values.contiguous():
-            x = pixels
-            for number, layer in enumerate(self.layers, start=1):
-                x = self.kernels.squeeze(x, *layer)
-                if number in taps:
-                    maps[taps[number]].append(x)
-        return {stride: _channels_first(each) for stride, each in maps.items()}
+        pictures = pixel_values.contiguous()
+        sizes = {stride: [-(-side // stride) for side in pictures.shape[2:]] for stride in taps.values()}
+        maps = {number: _empty(pictures, *sizes[stride], self.sizes[number - 1][2]) for number, stride in taps.items()}
+        for i, pixels in enumerate(pictures):
+            outs = [maps[number][i] if number in maps else None for number in range(1, len(self.sizes) + 1)]
+            self.kernels.trunk(pixels, self.sizes, self.weights, outs)
+        return {stride: _channels_first(maps[number]) for number, stride in taps.items()}
 
 
 class PackedSeparable:
@@ -108,7 +101,10 @@ class PackedSeparable:
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
         rows = _channels_last(x)
-        return _channels_first([self.kernels.separable(each, *self.weights) for each in rows])
+        out = torch.empty_like(rows)
+        for row, to in zip(rows, out, strict=True):
+            self.kernels.separable(row, *self.weights, to)
+        return _channels_first(out)
 
 
 class PackedContext:
@@ -130,7 +126,11 @@ class PackedContext:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
-        return _channels_first([self.kernels.context(each, *self.weights) for each in _channels_last(x)])
+        rows = _channels_last(x)
+        out = torch.empty_like(rows)
+        for row, to in zip(rows, out, strict=True):
+            self.kernels.context(row, *self.weights, to)
+        return _channels_first(out)
 
 
 class PackedConvolution:
@@ -144,11 +144,10 @@ class PackedConvolution:
         """(B, C, h, w) -> (B, channels, h, w), with `other` of that shape added before GELU."""
         rows = _channels_last(x)
         others = [None] * len(x) if other is None else _channels_last(other)
-        found = [
-            self.kernels.convolve(row, self.weights, self.channels, add, gelu)
-            for row, add in zip(rows, others, strict=True)
-        ]
-        return _channels_first(found)
+        out = _empty(rows, *rows.shape[1:3], self.channels)
+        for row, add, to in zip(rows, others, out, strict=True):
+            self.kernels.convolve(row, self.weights, add, gelu, to)
+        return _channels_first(out)
 
 
 class PackedConvPair:
@@ -165,9 +164,12 @@ class PackedConvPair:
 
     def __call__(self, x: Tensor, other: Tensor | None) -> Tensor:
         """As `ConvPair.forward`."""
+        rows = _channels_last(x)
         others = [None] * len(x) if other is None else _channels_last(other)
-        pairs = zip(_channels_last(x), others, strict=True)
-        return _channels_first([self.kernels.conv_pair(row, beside, *self.weights) for row, beside in pairs])
+        out = _empty(rows, *(x if other is None else other).shape[2:], len(self.weights[1][1]))
+        for row, beside, to in zip(rows, others, out, strict=True):
+            self.kernels.conv_pair(row, beside, *self.weights, to)
+        return _channels_first(out)
 
 
 class PackedSurroundings:
@@ -181,11 +183,15 @@ class PackedSurroundings:
     def __call__(self, x: Tensor, further: nn.Module | None, gelu: bool) -> Tensor:
         """(B, C, 2h, 2w) -> (B, C, 2h, 2w)."""
         rows = _channels_last(x)
-        coarse = _channels_first([self.kernels.coarser(each, self.down, self.mix, self.channels) for each in rows])
+        coarse = _empty(rows, rows.shape[1] // 2, rows.shape[2] // 2, self.channels)
+        for row, to in zip(rows, coarse, strict=True):
+            self.kernels.coarser(row, self.down, self.mix, to)
         if further is not None:
-            coarse = further(coarse)
-        found = zip(_channels_last(coarse), rows, strict=True)
-        return _channels_first([self.kernels.finer(each, self.up, row, gelu) for each, row in found])
+            coarse = _channels_last(further(_channels_first(coarse)))
+        out = torch.empty_like(rows)
+        for each, row, to in zip(coarse, rows, out, strict=True):
+            self.kernels.finer(each, self.up, row, gelu, to)
+        return _channels_first(out)
 
 
 class PackedDown:
@@ -198,7 +204,10 @@ class PackedDown:
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, 2h, 2w) -> (B, channels, h, w)."""
         rows = _channels_last(x)
-        return _channels_first([self.kernels.down(each, self.weights, self.norm, self.channels) for each in rows])
+        out = _empty(rows, rows.shape[1] // 2, rows.shape[2] // 2, self.channels)
+        for row, to in zip(rows, out, strict=True):
+            self.kernels.down(row, self.weights, self.norm, to)
+        return _channels_first(out)
 
 
 class PackedUpscaling:
@@ -221,12 +230,13 @@ class PackedUpscaling:
         Args:
             added: at stride 8 and at stride 4, at most two maps (N, C/4, 2h, 2w) and (N, C/8, 4h, 4w) each.
         """
-        rows = list(_channels_last(x))
+        rows = _channels_last(x)
         for (weights, norm, channels), others in zip(self.stages, added, strict=True):
             more = [_channels_last(each) for each in others]
-            rows = [
-                self.kernels.up(row, weights, [each[i] for each in more], norm, channels) for i, row in enumerate(rows)
-            ]
+            out = _empty(rows, 2 * rows.shape[1], 2 * rows.shape[2], channels)
+            for i, row in enumerate(rows):
+                self.kernels.up(row, weights, [each[i] for each in more], norm, out[i])
+            rows = out
         return _channels_first(rows)
 
 
@@ -253,7 +263,11 @@ def _depthwise(conv: nn.Conv2d, width: int) -> Pair:
     return weight.contiguous(), F.pad(bias.detach(), (0, missing))
 
 
-def _channels_first(maps: list[Tensor]) -> Tensor:
-    """B times (h, w, C) -> (B, C, h, w), channels last in memory."""
-    together = maps[0][None] if len(maps) == 1 else torch.stack(maps)
-    return together.permute(0, 3, 1, 2)
+def _channels_first(rows: Tensor) -> Tensor:
+    """(B, h, w, C) -> (B, C, h, w), a view."""
+    return rows.permute(0, 3, 1, 2)
+
+
+def _empty(x: Tensor, *shape: int) -> Tensor:
+    """(B, *shape) for a batch x of B."""
+    return x.new_empty(len(x), *shape)

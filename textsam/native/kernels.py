@@ -15,7 +15,8 @@ from torch.nn import functional
 class Kernels:
     """The functions of the library, on tensors.
 
-    All are contiguous, on the CPU, and float32 unless said otherwise; the C++ files tell what the functions do.
+    All are contiguous, on the CPU, and float32 unless said otherwise; the C++ files tell what the functions do. Layers
+    of the small models take one picture (h, w, C) and fill `out`, its place in a batch.
 
     Raises:
         OSError: the library cannot be loaded, or its products do not work on this CPU.
@@ -182,39 +183,32 @@ class Kernels:
         )
         return logits
 
-    def squeeze(
-        self,
-        x: Tensor,
-        widen: tuple[Tensor, Tensor],
-        depthwise: tuple[Tensor, Tensor],
-        project: tuple[Tensor, Tensor],
-        widths: tuple[int, int],
-        stride: int,
-        shortcut: bool,
-    ) -> Tensor:
-        """An inverted residual of MobileNetV2; see layers.cpp.
+    def trunk(
+        self, pixels: Tensor, sizes: Sequence[Sequence[int]], weights: Sequence[Tensor], outs: Sequence[Tensor | None]
+    ) -> None:
+        """MobileNetV2; see layers.cpp.
 
         Args:
-            x: (h, w, C); or pixels (3, H, W) for the first one, which comes with the layer before it.
-            widen, project: panels and biases; see `panels`. depthwise: (9, wide) and (wide,), padded to panels.
-            widths: of the wide and of the narrow rows.
-            stride: of the depthwise product; 0: x are pixels.
-        Returns:
-            (ceil(h / stride), ceil(w / stride), narrow).
+            pixels: (3, H, W). sizes: of each layer its channels before, widened and after, its stride and whether it
+                has a shortcut; of the first one, which comes with the layer before it, 27, ..., 1, 0.
+            weights: six of each layer: panels and bias that widen, of the depthwise product (9, wide) and (wide,),
+                padded to panels, panels and bias that narrow.
+            outs: of each layer the map (h, w, channels) that it is to fill, or None.
         """
-        wide, narrow = widths
-        h, w, channels = (*x.shape[1:], 27) if not stride else x.shape
-        step = stride or 2
-        out = x.new_empty(-(-h // step), -(-w // step), narrow)
-        weights = [_pointer(each, *each.shape) for each in (*widen, *depthwise, *project)]
-        place = [_pointer(out, *out.shape), *_integers(torch.get_num_threads())]
-        if not stride:
-            pixels = _pointer(x, 3, h, w)
-            self._library.textsam_stem(*_integers(h, w, wide, narrow), pixels, *weights, *place)
-        else:
-            sizes = _integers(h, w, channels, wide, narrow, stride, shortcut)
-            self._library.textsam_squeeze(*sizes, _pointer(x, h, w, channels), *weights, *place)
-        return out
+        _, height, width = pixels.shape
+        places, h, w = list[int | None](), height, width
+        for number, ((_, _, narrow, stride, _), out) in enumerate(zip(sizes, outs, strict=True)):
+            step = stride if number else 2
+            h, w = -(-h // step), -(-w // step)
+            places.append(None if out is None else _pointer(out, h, w, narrow).value)
+        self._library.textsam_trunk(
+            *_integers(height, width, len(sizes)),
+            (ctypes.c_int64 * (5 * len(sizes)))(*(each for layer in sizes for each in layer)),
+            (ctypes.c_void_p * len(weights))(*(each.data_ptr() for each in weights)),
+            _pointer(pixels, 3, height, width),
+            (ctypes.c_void_p * len(places))(*places),
+            *_integers(torch.get_num_threads()),
+        )
 
     def separable(
         self,
@@ -224,14 +218,14 @@ class Kernels:
         widen: tuple[Tensor, Tensor],
         narrow: tuple[Tensor, Tensor],
         wide: int,
-    ) -> Tensor:
+        out: Tensor,
+    ) -> None:
         """A depthwise product, layer norm, an MLP with GELU, and x itself: (h, w, C) to (h, w, C); see layers.cpp.
 
         Args:
             depthwise: (9, C) and (C,). widen, narrow: panels and biases; see `panels`. wide: channels between the two.
         """
         h, w, channels = x.shape
-        out = torch.empty_like(x)
         self._library.textsam_separable(
             *_integers(h, w, channels, wide),
             _pointer(x, h, w, channels),
@@ -241,19 +235,17 @@ class Kernels:
             _pointer(out, h, w, channels),
             *_integers(torch.get_num_threads()),
         )
-        return out
 
     def convolve(
-        self, x: Tensor, weights: tuple[Tensor, Tensor], channels: int, other: Tensor | None, gelu: bool
-    ) -> Tensor:
+        self, x: Tensor, weights: tuple[Tensor, Tensor], other: Tensor | None, gelu: bool, out: Tensor
+    ) -> None:
         """A 3 x 3 convolution, with zeros around, of (h, w, C) to (h, w, channels); see layers.cpp.
 
         Args:
             weights: panels and biases of (channels, 9 * C), place by place; see `panels`.
             other: (h, w, channels), added to it. gelu: of the sum.
         """
-        h, w, wide = x.shape
-        out = x.new_empty(h, w, channels)
+        (h, w, wide), channels = x.shape, out.shape[2]
         self._library.textsam_convolve(
             *_integers(h, w, wide, channels, gelu),
             _pointer(x, h, w, wide),
@@ -262,7 +254,6 @@ class Kernels:
             _pointer(out, h, w, channels),
             *_integers(torch.get_num_threads()),
         )
-        return out
 
     def context(
         self,
@@ -274,7 +265,8 @@ class Kernels:
         norm2: tuple[Tensor, Tensor, float],
         mlp: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
         wide: int,
-    ) -> Tensor:
+        out: Tensor,
+    ) -> None:
         """A transformer block on (h, w, C), C and C / heads multiples of 16; see layers.cpp.
 
         Args:
@@ -282,7 +274,6 @@ class Kernels:
             attention: panels and biases of (3 * C, C) and of (C, C). mlp: of (wide, C) and of (C, wide).
         """
         h, w, channels = x.shape
-        out = torch.empty_like(x)
         layers = [(*depthwise,), (*norm1[:2],), (*attention[0], *attention[1]), (*norm2[:2],), (*mlp[0], *mlp[1])]
         position, first, attend, second, block = ([_pointer(each, *each.shape) for each in layer] for layer in layers)
         self._library.textsam_context(
@@ -298,7 +289,6 @@ class Kernels:
             _pointer(out, h, w, channels),
             *_integers(torch.get_num_threads()),
         )
-        return out
 
     def conv_pair(
         self,
@@ -307,19 +297,18 @@ class Kernels:
         first: tuple[Tensor, Tensor],
         norm: tuple[int, Tensor, Tensor, float],
         second: tuple[Tensor, Tensor],
-    ) -> Tensor:
+        out: Tensor,
+    ) -> None:
         """Two 3 x 3 convolutions with group norm and GELU, of a map resized to that beside it; see layers.cpp.
 
         Args:
             x: (h, w, C1), or with `other` (h, w, C2) also (2h, 2w, C1) or (h / 2, w / 2, C1).
             first, second: panels and biases, place by place; see `panels`.
             norm: groups, weight and bias (n,), and epsilon.
-        Returns:
-            (h, w, n).
+            out: (h, w, n).
         """
-        h, w, _ = x.shape if other is None else other.shape
-        n, resize = len(norm[1]), (h > x.shape[0]) - (h < x.shape[0])
-        out = x.new_empty(h, w, n)
+        h, w, n = out.shape
+        resize = (h > x.shape[0]) - (h < x.shape[0])
         self._library.textsam_conv_pair(
             *_integers(h, w, x.shape[2], 0 if other is None else other.shape[2], n, resize),
             _pointer(x, *((2 * h, 2 * w), (h, w), (h // 2, w // 2))[resize + 1], x.shape[2]),
@@ -332,27 +321,22 @@ class Kernels:
             _pointer(out, h, w, n),
             *_integers(torch.get_num_threads()),
         )
-        return out
 
-    def down(
-        self, x: Tensor, weights: tuple[Tensor, Tensor], norm: tuple[Tensor, Tensor, float], channels: int
-    ) -> Tensor:
+    def down(self, x: Tensor, weights: tuple[Tensor, Tensor], norm: tuple[Tensor, Tensor, float], out: Tensor) -> None:
         """(2h, 2w, C) to (h, w, channels), by a convolution of 2 x 2, layer norm and GELU; see layers.cpp.
 
         Args:
             weights: panels and biases, place by place; see `panels`. norm: weight, bias and epsilon.
         """
-        height, width, wide = x.shape
-        out = x.new_empty(height // 2, width // 2, channels)
+        (h, w, channels), wide = out.shape, x.shape[2]
         self._library.textsam_down(
-            *_integers(height // 2, width // 2, wide, channels),
-            _pointer(x, 2 * out.shape[0], 2 * out.shape[1], wide),
+            *_integers(h, w, wide, channels),
+            _pointer(x, 2 * h, 2 * w, wide),
             *(_pointer(each, *each.shape) for each in (*weights, *norm[:2])),
             ctypes.c_float(norm[2]),
             _pointer(out, *out.shape),
             *_integers(torch.get_num_threads()),
         )
-        return out
 
     def up(
         self,
@@ -360,8 +344,8 @@ class Kernels:
         weights: tuple[Tensor, Tensor],
         others: Sequence[Tensor],
         norm: tuple[Tensor, Tensor, float] | None,
-        channels: int,
-    ) -> Tensor:
+        out: Tensor,
+    ) -> None:
         """(h, w, C) to (2h, 2w, channels), by a transposed convolution of 2 x 2, and GELU; see layers.cpp.
 
         Args:
@@ -369,8 +353,7 @@ class Kernels:
             others: at most two (2h, 2w, channels), added to it.
             norm: weight, bias and epsilon of a layer norm, or None.
         """
-        h, w, wide = x.shape
-        out = x.new_empty(2 * h, 2 * w, channels)
+        (h, w, wide), channels = x.shape, out.shape[2]
         self._library.textsam_up(
             *_integers(h, w, wide, channels),
             _pointer(x, h, w, wide),
@@ -379,36 +362,32 @@ class Kernels:
             *[None] * (2 - len(others)),
             *((None, None) if norm is None else (_pointer(each, channels) for each in norm[:2])),
             ctypes.c_float(0 if norm is None else norm[2]),
-            _pointer(out, *out.shape),
+            _pointer(out, 2 * h, 2 * w, channels),
             *_integers(torch.get_num_threads()),
         )
-        return out
 
-    def coarser(self, x: Tensor, down: tuple[Tensor, Tensor], mix: tuple[Tensor, Tensor], channels: int) -> Tensor:
+    def coarser(self, x: Tensor, down: tuple[Tensor, Tensor], mix: tuple[Tensor, Tensor], out: Tensor) -> None:
         """(2h, 2w, C) to (h, w, channels), by convolutions of 2 x 2 and 3 x 3; see layers.cpp.
 
         Args:
             down, mix: panels and biases of both, place by place; see `panels`.
         """
-        (height, width, wide), (h, w) = x.shape, (x.shape[0] // 2, x.shape[1] // 2)
-        out = x.new_empty(h, w, channels)
+        (h, w, channels), wide = out.shape, x.shape[2]
         self._library.textsam_coarser(
             *_integers(h, w, wide, channels),
-            _pointer(x, height, width, wide),
+            _pointer(x, 2 * h, 2 * w, wide),
             *(_pointer(each, *each.shape) for each in (*down, *mix)),
             _pointer(out, h, w, channels),
             *_integers(torch.get_num_threads()),
         )
-        return out
 
-    def finer(self, coarse: Tensor, up: tuple[Tensor, Tensor], x: Tensor, gelu: bool) -> Tensor:
+    def finer(self, coarse: Tensor, up: tuple[Tensor, Tensor], x: Tensor, gelu: bool, out: Tensor) -> None:
         """(h, w, n), narrowed and enlarged, added to x (2h, 2w, C); see layers.cpp.
 
         Args:
             up: panels and biases of (C, n); see `panels`. gelu: of the sum.
         """
         (h, w, wide), channels = coarse.shape, x.shape[2]
-        out = torch.empty_like(x)
         self._library.textsam_finer(
             *_integers(h, w, wide, channels, gelu),
             _pointer(coarse, h, w, wide),
@@ -417,7 +396,6 @@ class Kernels:
             _pointer(out, 2 * h, 2 * w, channels),
             *_integers(torch.get_num_threads()),
         )
-        return out
 
     @property
     def panel(self) -> int:

@@ -101,6 +101,49 @@ void halve(const float* map, int64_t w, int64_t c, int64_t y, float* to, int64_t
     }
 }
 
+// A layer of MobileNetV2: rows are widened, go through a depthwise 3 x 3 product and are narrowed.
+struct Residual {
+  int64_t in, wide, narrow, stride, shortcut;
+  const float *widen_panels, *widen_bias, *depth, *depth_bias, *project_panels, *project_bias;
+};
+
+// The first one, with the 3 x 3 product of stride 2 before it: pixels (3, h, w) to (h / 2, w / 2, narrow).
+void stem(int64_t h, int64_t w, const Residual& layer, const float* pixels, float* out, int64_t threads) {
+  const Side down(h, 2), across(w, 2), inner_down(down.out, 1), inner_across(across.out, 1);
+  const Weights first{layer.widen_panels, layer.widen_bias, 27, layer.wide};
+  const Weights project{layer.project_panels, layer.project_bias, layer.wide, layer.narrow};
+  const int64_t width = padded(layer.wide);
+  squeeze(inner_down, inner_across, width, layer.depth, layer.depth_bias, project, nullptr, out, threads,
+          [&](int64_t y, float* to) {
+            thread_local std::vector<float> patches;
+            patches.assign(across.out * 27, 0.0f);
+            for (int64_t c = 0; c < 3; ++c)
+              for (int64_t i = 0; i < 3; ++i) {
+                const int64_t row = y * 2 - down.before + i;
+                if (row < 0 || row >= h) continue;
+                const float* line = pixels + (c * h + row) * w;
+                for (int64_t j = 0; j < 3; ++j) {
+                  const int64_t shift = j - across.before;
+                  float* patch = patches.data() + (c * 3 + i) * 3 + j;
+                  for (int64_t x = 0; x < across.out; ++x, patch += 27)
+                    if (const int64_t column = 2 * x + shift; column >= 0 && column < w) *patch = line[column];
+                }
+              }
+            product<End::kClamp6>(across.out, patches.data(), 27, first, to, width, width);
+          });
+}
+
+// Another one: (h, w, in) to (h / stride, w / stride, narrow).
+void residual(int64_t h, int64_t w, const Residual& layer, const float* x, float* out, int64_t threads) {
+  const Weights first{layer.widen_panels, layer.widen_bias, layer.in, layer.wide};
+  const Weights project{layer.project_panels, layer.project_bias, layer.wide, layer.narrow};
+  const int64_t width = padded(layer.wide);
+  squeeze(Side(h, layer.stride), Side(w, layer.stride), width, layer.depth, layer.depth_bias, project,
+          layer.shortcut ? x : nullptr, out, threads, [&](int64_t y, float* to) {
+            product<End::kClamp6>(w, x + y * w * layer.in, layer.in, first, to, width, width);
+          });
+}
+
 }  // namespace
 }  // namespace textsam
 
@@ -109,43 +152,31 @@ extern "C" {
 // Columns of a panel of weights.
 int64_t textsam_panel() { return textsam::kPanel; }
 
-// Pixels (3, h, w) by a 3 x 3 product of stride 2, then as `textsam_squeeze`, to (h / 2, w / 2, narrow).
-void textsam_stem(int64_t h, int64_t w, int64_t wide, int64_t narrow, const float* pixels, const float* widen_panels,
-                  const float* widen_bias, const float* depth, const float* depth_bias, const float* project_panels,
-                  const float* project_bias, float* out, int64_t threads) {
+// MobileNetV2: pixels (3, h, w) through `count` layers, of which `sizes` has in, wide, narrow, stride and shortcut, and
+// `weights` panels and bias that widen, weights and bias of the depthwise product, panels and bias that narrow. What a
+// layer gives goes to its place in `outs` where there is one.
+void textsam_trunk(int64_t h, int64_t w, int64_t count, const int64_t* sizes, const float* const* weights,
+                   const float* pixels, float* const* outs, int64_t threads) {
   using namespace textsam;
-  const Side down(h, 2), across(w, 2), inner_down(down.out, 1), inner_across(across.out, 1);
-  const Weights first{widen_panels, widen_bias, 27, wide}, project{project_panels, project_bias, wide, narrow};
-  const int64_t width = padded(wide);
-  squeeze(inner_down, inner_across, width, depth, depth_bias, project, nullptr, out, threads, [&](int64_t y, float* to) {
-    thread_local std::vector<float> patches;
-    patches.assign(across.out * 27, 0.0f);
-    for (int64_t c = 0; c < 3; ++c)
-      for (int64_t i = 0; i < 3; ++i) {
-        const int64_t row = y * 2 - down.before + i;
-        if (row < 0 || row >= h) continue;
-        const float* line = pixels + (c * h + row) * w;
-        for (int64_t j = 0; j < 3; ++j) {
-          const int64_t shift = j - across.before;
-          float* patch = patches.data() + (c * 3 + i) * 3 + j;
-          for (int64_t x = 0; x < across.out; ++x, patch += 27)
-            if (const int64_t column = 2 * x + shift; column >= 0 && column < w) *patch = line[column];
-        }
-      }
-    product<End::kClamp6>(across.out, patches.data(), 27, first, to, width, width);
-  });
-}
-
-// An inverted residual: (h, w, in) widened, a depthwise 3 x 3 product, narrowed to (h / stride, w / stride, narrow).
-void textsam_squeeze(int64_t h, int64_t w, int64_t in, int64_t wide, int64_t narrow, int64_t stride, int64_t shortcut,
-                     const float* x, const float* widen_panels, const float* widen_bias, const float* depth,
-                     const float* depth_bias, const float* project_panels, const float* project_bias, float* out,
-                     int64_t threads) {
-  using namespace textsam;
-  const Weights first{widen_panels, widen_bias, in, wide}, project{project_panels, project_bias, wide, narrow};
-  const int64_t width = padded(wide);
-  squeeze(Side(h, stride), Side(w, stride), width, depth, depth_bias, project, shortcut ? x : nullptr, out, threads,
-          [&](int64_t y, float* to) { product<End::kClamp6>(w, x + y * w * in, in, first, to, width, width); });
+  const auto smaller = [&](int64_t side, int64_t i) { return Side(side, i ? sizes[5 * i + 3] : 2).out; };
+  int64_t room = 0;
+  for (int64_t i = 0, y = h, x = w; i < count; ++i) {
+    y = smaller(y, i), x = smaller(x, i);
+    if (!outs[i]) room = std::max(room, y * x * sizes[5 * i + 2]);
+  }
+  float* kept = scratch(2 * room);
+  const float* x = pixels;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t* s = sizes + 5 * i;
+    const float* const* p = weights + 6 * i;
+    const Residual layer{s[0], s[1], s[2], s[3], s[4], p[0], p[1], p[2], p[3], p[4], p[5]};
+    float* out = outs[i] ? outs[i] : kept + i % 2 * room;
+    if (i)
+      residual(h, w, layer, x, out, threads);
+    else
+      stem(h, w, layer, x, out, threads);
+    h = smaller(h, i), w = smaller(w, i), x = out;
+  }
 }
 
 // A depthwise 3 x 3 product, layer norm, two products with GELU between them, and the map itself: (h, w, channels),
