@@ -36,15 +36,20 @@ def packed(module: nn.Module, make: Callable[[Kernels, Any], Packed], x: Tensor)
     compiled = kernels()
     if compiled is None:
         return None
-    parts = parts_of(module)
-    parameters = [each for part in parts for each in part._parameters.values() if each is not None]
-    state: list[Any] = [compiled, *map(id, parts), *map(Tensor.data_ptr, parameters)]
-    state += [each._version for each in parameters if not each.is_inference()]
+    parts, state = [module], list[Any]((compiled,))
+    for part in parts:  # which grows
+        state.append(id(part))
+        for parameter in part._parameters.values():
+            if parameter is not None:
+                state.append(parameter.data_ptr())
+                state.append(None if parameter.is_inference() else parameter._version)
+        parts += filter(None, part._modules.values())
     kept = _kept.get(module)
     if kept is None or kept[0] != state:
         plain = all(type(each).__module__.startswith(("torch.nn.modules.", "textsam.")) for each in parts)
+        parameters = [each for part in parts for each in part._parameters.values() if each is not None]
         known = all(type(each) is nn.Parameter and each.dtype == torch.float32 for each in parameters)
-        if not (plain and known) or any(each.is_inference() for each in parameters):
+        if not (plain and known) or None in state:
             return None
         kept = _kept[module] = (state, make(compiled, module))
     return kept[1]
