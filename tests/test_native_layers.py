@@ -13,7 +13,8 @@ from textsam.modeling import native_layers
 from textsam.modeling.fine_masks import Surroundings
 from textsam.modeling.layers import LayerNorm2d
 from textsam.modeling.mask_decoder import MaskDecoder
-from textsam.modeling.mask_detail import ConvPair
+from textsam.modeling.mask_detail import MAPS, MaskDetail
+from textsam.modeling.mask_refiner import MaskRefiner
 from textsam.modeling.mobile_encoder import ContextBlock
 from textsam.modeling.prompt_encoder import GeometryMaps, _down
 from textsam.modeling.structures import DrawnPrompts, ImageEmbeddings, PromptEmbeddings
@@ -37,18 +38,26 @@ def agree(compiled: Kernels, module: nn.Module, call: Callable[[], Tensor]) -> N
     assert module in native_layers._kept
 
 
-@pytest.mark.parametrize(("below", "beside", "out"), [(32, 0, 32), (32, 16, 48), (12, 5, 20), (40, 24, 8)])
-@pytest.mark.parametrize("scale", [0.5, 1, 2])
-@pytest.mark.parametrize("side", [2, 6, 20])
+@pytest.mark.parametrize("channels", [(32, 48, 64, 96), (12, 20, 24, 8)])
+@pytest.mark.parametrize("similarity", [0, 24])
+@pytest.mark.parametrize("side", [16, 80])
 @torch.no_grad()
-def test_two_convolutions(compiled: Kernels, below: int, beside: int, out: int, scale: float, side: int) -> None:
-    if not beside and scale != 1:
-        pytest.skip("without another map there is no size to be brought to")
+def test_the_u_net_of_details(compiled: Kernels, channels: tuple[int, ...], similarity: int, side: int) -> None:
     torch.manual_seed(0)
-    pair = randomize(ConvPair(below + beside, out)).eval()
-    x = torch.randn(2, below, int(scale * side), int(scale * side))
-    other = torch.randn(2, beside, side, side) if beside else None
-    agree(compiled, pair, lambda: pair(x, other))
+    detail = randomize(MaskDetail(64, similarity, channels)).eval()
+    known = [layer.in_channels for layer in detail.see]
+    x = torch.randn(2, 4 * MAPS, side, side)
+    features = [torch.randn(2, each, side >> i, side >> i) for i, each in enumerate(known, start=1)]
+    agree(compiled, detail, lambda: detail._unet(x, features))
+
+
+@pytest.mark.parametrize("size", [(16, 8), (28, 44)])
+@torch.no_grad()
+def test_the_second_look(compiled: Kernels, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    refiner = randomize(MaskRefiner(16, 5)).eval()
+    upscaled, maps = torch.randn(2, 16, *size), torch.randn(2, 5, *size)
+    agree(compiled, refiner, lambda: refiner(upscaled, maps))
 
 
 @pytest.mark.parametrize(("channels", "levels"), [(24, 1), (24, 2), (10, 3)])

@@ -24,6 +24,7 @@ from textsam.modeling.decoder_inference import (
     unfold_answers,
     write_values,
 )
+from textsam.modeling.native_layers import packed
 from textsam.modeling.transformer import Attention, TwoWayTransformer
 from textsam.native.kernels import Kernels
 
@@ -56,6 +57,8 @@ def decode_natively(
     if one_image and len(dense) == 1 and count >= _WORTH_SHARING:
         keys = (embeddings + dense)[0].flatten(1).T
         shared = SharedImage(blocks_of(transformer)[0], keys[None], keys[None] + image_pe[0].flatten(1).T)
+    few = shared is None and count < _WORTH_SHARING and tokens.shape[2] % 16 == 0
+    whole = packed(transformer, PackedTransformer, tokens) if few else None
     step = max(_CHUNK_ELEMENTS // max(embeddings[0].numel(), 1), 1)
     buffer = pe.new_empty(min(step, count), *pe.shape)
     out, logits = torch.empty_like(tokens), tokens.new_empty(count, 0, 0, 0)
@@ -63,8 +66,11 @@ def decode_natively(
         part = slice(start, min(start + step, count))
         images = embeddings if one_image else embeddings[rows[part]]
         keys = (images + (dense if len(dense) == 1 else dense[part])).float().flatten(2).contiguous()
-        room = buffer[: part.stop - part.start]
-        out[part], keys = _run_transformer(kernels, transformer, keys, pe, tokens[part], shared, room)
+        if whole is None:
+            room = buffer[: part.stop - part.start]
+            out[part], keys = _run_transformer(kernels, transformer, keys, pe, tokens[part], shared, room)
+        else:
+            out[part], keys = whole(tokens[part], keys, pe)
         weights = mask_weights(out[part]).float().contiguous()
         drawn = kernels.upscale(keys, grid, *stages, weights)
         if not start:

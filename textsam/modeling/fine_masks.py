@@ -122,7 +122,7 @@ class Surroundings(nn.Module):
         levels."""
         natively = packed(self, PackedSurroundings, x)
         if natively is not None:
-            return natively(x, self.further, gelu)
+            return natively(x, gelu)
         coarse = self.mix(F.gelu(self.down(x)), gelu=True)
         if self.further is not None:
             coarse = self.further(coarse)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from textsam.modeling.fine_masks import Conv3x3
 from textsam.modeling.layers import PointwiseConv2d
-from textsam.modeling.native_layers import PackedConvPair, packed
+from textsam.modeling.native_layers import PackedUNet, packed
 from textsam.modeling.structures import ImageEmbeddings
 
 CHANNELS = (32, 48, 64, 96)  # at strides 2, 4, 8 and 16 of the crop
@@ -39,9 +39,6 @@ class ConvPair(nn.Module):
         Returns:
             (N, out_chans, h, w).
         """
-        natively = packed(self, PackedConvPair, x)
-        if natively is not None:
-            return natively(x, other)
         if other is not None:
             x = torch.cat([_resized(x, other.shape[-1]), other], dim=1)
         x = F.gelu(self.norm(self.first(x)))
@@ -115,14 +112,21 @@ class MaskDetail(nn.Module):
         colours, logits = (pixels.float() - 120) / 60, logits.float()
         maps = [colours, torch.tanh(logits / 4), logits.clamp(-15, 15) / 10, boxes.float(), clicks.float()]
         x = F.pixel_unshuffle(torch.cat(maps, dim=1).to(dtype), 2).contiguous(memory_format=torch.channels_last)
-        x = self.enter(x, gelu=True)
-        seen = [self.down[0](x)]
-        for level, see, features in zip(self.down[1:], self.see, _by_stride(image, similarity), strict=True):
-            seen.append(level(seen[-1], see(features.to(dtype))))
+        features = [each.to(dtype) for each in _by_stride(image, similarity)]
+        return logits.to(dtype) + F.pixel_shuffle(self._unet(x, features), 2)
+
+    def _unet(self, x: Tensor, features: list[Tensor]) -> Tensor:
+        """(N, 4 * MAPS, h, w) and the encoder's maps at half of it and so on -> (N, 4, h, w)."""
+        natively = packed(self, PackedUNet, x)
+        if natively is not None:
+            return natively(x, features)
+        seen = [self.down[0](self.enter(x, gelu=True))]
+        for level, see, known in zip(self.down[1:], self.see, features, strict=True):
+            seen.append(level(seen[-1], see(known)))
         x = seen.pop()
         for level, fine in zip(self.up, seen[::-1], strict=True):
             x = level(x, fine)
-        return logits.to(dtype) + F.pixel_shuffle(self.out(x), 2)
+        return self.out(x)
 
 
 def _by_stride(image: ImageEmbeddings, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -155,47 +155,62 @@ class PackedConvolution:
         return _channels_first(out)
 
 
-class PackedConvPair:
-    """Two 3 x 3 convolutions with zeros around, and group norm."""
+class PackedUNet:
+    """The convolutions of a `MaskDetail`."""
 
-    def __init__(self, compiled: Kernels, pair: Any) -> None:
+    def __init__(self, compiled: Kernels, detail: Any) -> None:
         self.kernels = compiled
-        norm = pair.norm
-        self.weights = (
-            _places(compiled, pair.first),
-            (norm.num_groups, norm.weight.detach(), norm.bias.detach(), norm.eps),
-            _places(compiled, pair.second),
-        )
+        self.channels = [pair.second.out_channels for pair in detail.down]
+        self.seen = [layer.out_channels for layer in detail.see]
+        self.norm = (detail.down[0].norm.num_groups, detail.down[0].norm.eps)
+        self.weights = [*_places(compiled, detail.enter), *_pair(compiled, detail.down[0])]
+        for layer, pair in zip(detail.see, detail.down[1:], strict=True):
+            self.weights += [*compiled.panels(layer.weight.flatten(1), layer.bias), *_pair(compiled, pair)]
+        for pair in detail.up:
+            self.weights += _pair(compiled, pair)
+        self.weights += _places(compiled, detail.out)
+        self.results = detail.out.out_channels
 
-    def __call__(self, x: Tensor, other: Tensor | None) -> Tensor:
-        """As `ConvPair.forward`."""
-        rows = _channels_last(x)
-        others = [None] * len(x) if other is None else _channels_last(other)
-        out = _empty(rows, *(x if other is None else other).shape[2:], len(self.weights[1][1]))
-        for row, beside, to in zip(rows, others, out, strict=True):
-            self.kernels.conv_pair(row, beside, *self.weights, to)
+    def __call__(self, x: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """(N, C, h, w) and the encoder's maps at half of it, a quarter and so on -> (N, results, h, w)."""
+        rows, maps = _channels_last(x), [_channels_last(each) for each in features]
+        out = _empty(rows, *rows.shape[1:3], self.results)
+        for i, row in enumerate(rows):
+            beside = [each[i] for each in maps]
+            self.kernels.unet(row, beside, self.weights, self.channels, self.seen, *self.norm, out[i])
         return _channels_first(out)
 
 
 class PackedSurroundings:
-    """`Surroundings`, the further ones in it by their own."""
+    """`Surroundings`, the further ones in it, too."""
 
     def __init__(self, compiled: Kernels, around: Any) -> None:
-        self.kernels, self.channels = compiled, around.mix.out_channels
-        self.down, self.mix = _places(compiled, around.down), _places(compiled, around.mix)
-        self.up = compiled.panels(around.up.weight.flatten(1), around.up.bias)
+        self.kernels, self.weights = compiled, _around(compiled, around)
 
-    def __call__(self, x: Tensor, further: nn.Module | None, gelu: bool) -> Tensor:
-        """(B, C, 2h, 2w) -> (B, C, 2h, 2w)."""
+    def __call__(self, x: Tensor, gelu: bool) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
         rows = _channels_last(x)
-        coarse = _empty(rows, rows.shape[1] // 2, rows.shape[2] // 2, self.channels)
-        for row, to in zip(rows, coarse, strict=True):
-            self.kernels.coarser(row, self.down, self.mix, to)
-        if further is not None:
-            coarse = _channels_last(further(_channels_first(coarse)))
         out = torch.empty_like(rows)
-        for each, row, to in zip(coarse, rows, out, strict=True):
-            self.kernels.finer(each, self.up, row, gelu, to)
+        for row, to in zip(rows, out, strict=True):
+            self.kernels.surroundings(row, self.weights, len(self.weights) // 6, gelu, to)
+        return _channels_first(out)
+
+
+class PackedRefiner:
+    """A `MaskRefiner`."""
+
+    def __init__(self, compiled: Kernels, refiner: Any) -> None:
+        around = _around(compiled, refiner.around)
+        self.kernels, self.channels, self.levels = compiled, refiner.enter.out_channels, len(around) // 6
+        self.weights = [*_places(compiled, refiner.enter), *around, *_places(compiled, refiner.near)]
+        self.weights += compiled.panels(refiner.out.weight.flatten(1), refiner.out.bias)
+
+    def __call__(self, upscaled: Tensor, maps: Tensor) -> Tensor:
+        """As `MaskRefiner.forward`."""
+        rows, drawn = _channels_last(upscaled), _channels_last(maps)
+        out = torch.empty_like(rows)
+        for row, beside, to in zip(rows, drawn, out, strict=True):
+            self.kernels.refine(row, beside, self.weights, self.channels, self.levels, to)
         return _channels_first(out)
 
 
@@ -220,14 +235,11 @@ class PackedUpscaling:
 
     def __init__(self, compiled: Kernels, layers: Any) -> None:
         self.kernels = compiled
-        self.stages = [
-            (
-                compiled.panels(conv.weight.permute(2, 3, 1, 0).flatten(0, 2), conv.bias.repeat(4)),
-                norm,
-                conv.out_channels,
-            )
-            for conv, norm in ((layers[0], _norm(layers[1])), (layers[3], None))
+        up1, norm, _, up2, _ = layers
+        weights = [
+            compiled.panels(conv.weight.permute(2, 3, 1, 0).flatten(0, 2), conv.bias.repeat(4)) for conv in (up1, up2)
         ]
+        self.stages = ((weights[0], _norm(norm), up1.out_channels), (weights[1], None, up2.out_channels))
 
     def __call__(self, x: Tensor, added: Sequence[Sequence[Tensor]]) -> Tensor:
         """(N, C, h, w) -> (N, C/8, 4h, 4w).
@@ -247,6 +259,19 @@ class PackedUpscaling:
 
 def _norm(norm: Any) -> tuple[Tensor, Tensor, float]:
     return norm.weight.detach(), norm.bias.detach(), norm.eps
+
+
+def _pair(compiled: Kernels, pair: Any) -> list[Tensor]:
+    """Of a `ConvPair`."""
+    norm = (pair.norm.weight.detach(), pair.norm.bias.detach())
+    return [*_places(compiled, pair.first), *norm, *_places(compiled, pair.second)]
+
+
+def _around(compiled: Kernels, around: Any) -> list[Tensor]:
+    """Of `Surroundings`, level by level."""
+    up = compiled.panels(around.up.weight.flatten(1), around.up.bias)
+    further = [] if around.further is None else _around(compiled, around.further)
+    return [*_places(compiled, around.down), *_places(compiled, around.mix), *up, *further]
 
 
 def _places(compiled: Kernels, conv: nn.Conv2d) -> Pair:

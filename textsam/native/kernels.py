@@ -134,11 +134,10 @@ class Kernels:
         """
         (n, count, channels), positions = tokens.shape, pe.shape[1]
         out, taken = torch.empty_like(tokens), keys.new_empty(n, channels, positions)
-        pointers = (ctypes.c_void_p * len(parameters))(*(each.data_ptr() for each in parameters))
         self._library.textsam_transform(
             *_integers(n, count, channels, *sizes, first_without, positions),
             ctypes.c_float(epsilon),
-            pointers,
+            _pointers(parameters),
             _pointer(keys, len(keys), channels, positions),
             *_integers(0 if len(keys) == 1 else channels * positions),
             _pointer(pe, channels, positions),
@@ -204,7 +203,7 @@ class Kernels:
         self._library.textsam_trunk(
             *_integers(height, width, len(sizes)),
             (ctypes.c_int64 * (5 * len(sizes)))(*(each for layer in sizes for each in layer)),
-            (ctypes.c_void_p * len(weights))(*(each.data_ptr() for each in weights)),
+            _pointers(weights),
             _pointer(pixels, 3, height, width),
             (ctypes.c_void_p * len(places))(*places),
             *_integers(torch.get_num_threads()),
@@ -290,35 +289,70 @@ class Kernels:
             *_integers(torch.get_num_threads()),
         )
 
-    def conv_pair(
+    def unet(
         self,
         x: Tensor,
-        other: Tensor | None,
-        first: tuple[Tensor, Tensor],
-        norm: tuple[int, Tensor, Tensor, float],
-        second: tuple[Tensor, Tensor],
+        features: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        channels: Sequence[int],
+        seen: Sequence[int],
+        groups: int,
+        epsilon: float,
         out: Tensor,
     ) -> None:
-        """Two 3 x 3 convolutions with group norm and GELU, of a map resized to that beside it; see layers.cpp.
+        """The U-Net of `MaskDetail`; see layers.cpp.
 
         Args:
-            x: (h, w, C1), or with `other` (h, w, C2) also (2h, 2w, C1) or (h / 2, w / 2, C1).
-            first, second: panels and biases, place by place; see `panels`.
-            norm: groups, weight and bias (n,), and epsilon.
-            out: (h, w, n).
+            x: (h, w, C). features: (h / 2, w / 2, ...), (h / 4, w / 4, ...) and so on.
+            weights: in the order of their use, 3 x 3 products place by place.
+            channels: of each level. seen: that the features are narrowed to. out: (h, w, n).
         """
-        h, w, n = out.shape
-        resize = (h > x.shape[0]) - (h < x.shape[0])
-        self._library.textsam_conv_pair(
-            *_integers(h, w, x.shape[2], 0 if other is None else other.shape[2], n, resize),
-            _pointer(x, *((2 * h, 2 * w), (h, w), (h // 2, w // 2))[resize + 1], x.shape[2]),
-            None if other is None else _pointer(other, *other.shape),
-            *(_pointer(each, *each.shape) for each in first),
-            *_integers(norm[0]),
-            *(_pointer(each, n) for each in norm[1:3]),
-            ctypes.c_float(norm[3]),
-            *(_pointer(each, *each.shape) for each in second),
+        (h, w, n), levels = out.shape, len(channels)
+        known = [each.shape[2] for each in features]
+        beside = [_pointer(each, h >> i, w >> i, k) for i, (each, k) in enumerate(zip(features, known, strict=True), 1)]
+        self._library.textsam_unet(
+            *_integers(h, w, x.shape[2], n, levels),
+            *((ctypes.c_int64 * len(each))(*each) for each in (channels, known, seen)),
+            *_integers(groups),
+            ctypes.c_float(epsilon),
+            _pointer(x, h, w, x.shape[2]),
+            (ctypes.c_void_p * len(beside))(*(each.value for each in beside)),
+            _pointers(weights),
             _pointer(out, h, w, n),
+            *_integers(torch.get_num_threads()),
+        )
+
+    def surroundings(self, x: Tensor, weights: Sequence[Tensor], levels: int, gelu: bool, out: Tensor) -> None:
+        """(h, w, C) with what lies around each place, h and w multiples of 2 to the power of levels; see layers.cpp.
+
+        Args:
+            weights: of each level panels and biases down, of the mixture and up. gelu: of the sum.
+        """
+        h, w, channels = x.shape
+        self._library.textsam_surroundings(
+            *_integers(h, w, channels, levels, gelu),
+            _pointer(x, h, w, channels),
+            _pointers(weights),
+            _pointer(out, h, w, channels),
+            *_integers(torch.get_num_threads()),
+        )
+
+    def refine(
+        self, x: Tensor, maps: Tensor, weights: Sequence[Tensor], channels: int, levels: int, out: Tensor
+    ) -> None:
+        """A second look at a map (h, w, C) and what is drawn beside it (h, w, F): (h, w, C); see layers.cpp.
+
+        Args:
+            weights: panels and biases in the order of their use, those of the surroundings as in `surroundings`.
+            channels: between the two.
+        """
+        h, w, wide = x.shape
+        self._library.textsam_refine(
+            *_integers(h, w, wide, maps.shape[2], channels, levels),
+            _pointer(x, h, w, wide),
+            _pointer(maps, h, w, maps.shape[2]),
+            _pointers(weights),
+            _pointer(out, h, w, wide),
             *_integers(torch.get_num_threads()),
         )
 
@@ -362,37 +396,6 @@ class Kernels:
             *[None] * (2 - len(others)),
             *((None, None) if norm is None else (_pointer(each, channels) for each in norm[:2])),
             ctypes.c_float(0 if norm is None else norm[2]),
-            _pointer(out, 2 * h, 2 * w, channels),
-            *_integers(torch.get_num_threads()),
-        )
-
-    def coarser(self, x: Tensor, down: tuple[Tensor, Tensor], mix: tuple[Tensor, Tensor], out: Tensor) -> None:
-        """(2h, 2w, C) to (h, w, channels), by convolutions of 2 x 2 and 3 x 3; see layers.cpp.
-
-        Args:
-            down, mix: panels and biases of both, place by place; see `panels`.
-        """
-        (h, w, channels), wide = out.shape, x.shape[2]
-        self._library.textsam_coarser(
-            *_integers(h, w, wide, channels),
-            _pointer(x, 2 * h, 2 * w, wide),
-            *(_pointer(each, *each.shape) for each in (*down, *mix)),
-            _pointer(out, h, w, channels),
-            *_integers(torch.get_num_threads()),
-        )
-
-    def finer(self, coarse: Tensor, up: tuple[Tensor, Tensor], x: Tensor, gelu: bool, out: Tensor) -> None:
-        """(h, w, n), narrowed and enlarged, added to x (2h, 2w, C); see layers.cpp.
-
-        Args:
-            up: panels and biases of (C, n); see `panels`. gelu: of the sum.
-        """
-        (h, w, wide), channels = coarse.shape, x.shape[2]
-        self._library.textsam_finer(
-            *_integers(h, w, wide, channels, gelu),
-            _pointer(coarse, h, w, wide),
-            *(_pointer(each, *each.shape) for each in up),
-            _pointer(x, 2 * h, 2 * w, channels),
             _pointer(out, 2 * h, 2 * w, channels),
             *_integers(torch.get_num_threads()),
         )
@@ -492,6 +495,11 @@ def _pointer(x: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> ctyp
     if x.dtype != dtype or not x.is_contiguous() or x.device.type != "cpu" or tuple(x.shape) != shape:
         raise ValueError(f"Expected contiguous {dtype} {shape} on the CPU, got {x.dtype} {tuple(x.shape)}.")
     return ctypes.c_void_p(x.data_ptr())
+
+
+def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    """Addresses of parameters."""
+    return (ctypes.c_void_p * len(tensors))(*(each.data_ptr() for each in tensors))
 
 
 def _integers(*values: int) -> list[ctypes.c_int64]:

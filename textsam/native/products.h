@@ -124,12 +124,13 @@ void gelu_of(float* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) values[i] = gelu(values[i]);
 }
 
-// Memory that stays for the next call: fresh memory costs more than what is done with it.
-float* scratch(int64_t floats) {
-  thread_local Buffer kept(0);
-  thread_local int64_t size = 0;
-  if (size < floats) kept = Buffer(size = floats);
-  return kept.data();
+// Memory that stays for the next call: fresh memory costs more than what is done with it. Each number is another place.
+float* scratch(int64_t number, int64_t floats) {
+  thread_local std::vector<Buffer> kept;
+  thread_local std::vector<int64_t> sizes;
+  while (static_cast<int64_t>(kept.size()) <= number) kept.emplace_back(0), sizes.push_back(0);
+  if (sizes[number] < floats) kept[number] = Buffer(sizes[number] = floats);
+  return kept[number].data();
 }
 
 }  // namespace

@@ -210,7 +210,7 @@ extern "C" void textsam_transform(int64_t n, int64_t t, int64_t c, int64_t heads
   const Reading last(list, s);
   const Norm last_norm = list.norm();
   const int64_t rows = heads * t, own = Prompt::room(s), each = rows * (4 * c + 1);
-  float* room = scratch(n * (own + each));
+  float* room = scratch(0, n * (own + each));
   float *asked = room + n * own, *mixed = asked + n * rows * c, *offered = mixed + n * rows * c,
         *values = offered + n * rows * c, *offset = values + n * rows * c;
   std::memcpy(out, tokens, sizeof(float) * n * t * c);
