@@ -12,6 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "textsam"
 LAYERS = [
     "companions",
     "native.build",
+    "native.calls",
+    "native.layer_kernels",
     "native.kernels",
     "native.library",
     "modeling.layers",

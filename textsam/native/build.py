@@ -17,8 +17,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-SOURCES = ("decoder.cpp", "encoder.cpp", "fine.cpp", "layers.cpp", "masks.cpp", "transformer.cpp")
-HEADERS = ("kernels.h", "products.h")
+SOURCES = (
+    "convolutions.cpp",
+    "decoder.cpp",
+    "encoder.cpp",
+    "fine.cpp",
+    "layers.cpp",
+    "masks.cpp",
+    "transformer.cpp",
+)
+HEADERS = ("kernels.h", "products.h", "rows.h")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 HOME = Path(__file__).parent
 

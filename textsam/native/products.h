@@ -32,6 +32,15 @@ struct Weights {
   int64_t k, n;
 };
 
+// Takes parameters off a list.
+struct List {
+  const float* const* next;
+  Weights product(int64_t k, int64_t n) {
+    const float *panels = *next++, *bias = *next++;
+    return {panels, bias, k, n};
+  }
+};
+
 // What happens to a tile of results on its way to memory.
 enum class End { kPlain, kClamp6, kAdd };
 

@@ -33,19 +33,12 @@ struct Norm {
   void operator()(float* rows, const Sizes& s) const { normalise(rows, s.t, s.c, scale, shift, s.epsilon); }
 };
 
-// Takes parameters off a list, in the order in which the members below stand.
-struct List {
-  const float* const* next;
-  Weights linear(int64_t k, int64_t n) {
-    const float *panels = *next++, *bias = *next++;
-    return {panels, bias, k, n};
-  }
-  PerHead per_head(int64_t k, int64_t n) { return {linear(k, n)}; }
-  Norm norm() {
-    const float *scale = *next++, *shift = *next++;
-    return {scale, shift};
-  }
-};
+// Parameters stand in the order in which the members below do.
+PerHead per_head(List& list, int64_t k, int64_t n) { return {list.product(k, n)}; }
+Norm norm_of(List& list) {
+  const float *scale = *list.next++, *shift = *list.next++;
+  return {scale, shift};
+}
 
 // Tokens ask image positions, through the projections of queries and, turned round, of keys; what comes back goes
 // through those of values and outputs.
@@ -54,8 +47,8 @@ struct Reading {
   PerHead fold, unfold;
   Weights out;
   Reading(List& list, const Sizes& s)
-      : ask(list.linear(s.c, s.inner())), fold(list.per_head(s.d, s.c)), unfold(list.per_head(s.c, s.d)),
-        out(list.linear(s.inner(), s.c)) {}
+      : ask(list.product(s.c, s.inner())), fold(per_head(list, s.d, s.c)), unfold(per_head(list, s.c, s.d)),
+        out(list.product(s.inner(), s.c)) {}
 };
 
 // Tokens offer themselves to image positions.
@@ -66,8 +59,8 @@ struct Writing {
   Weights give;
   PerHead values;  // with the output's bias, shared out among the heads
   Writing(List& list, const Sizes& s)
-      : offer(list.linear(s.c, s.inner())), fold(list.per_head(s.d, s.c)), bias(*list.next++),
-        give(list.linear(s.c, s.inner())), values(list.per_head(s.d, s.c)) {}
+      : offer(list.product(s.c, s.inner())), fold(per_head(list, s.d, s.c)), bias(*list.next++),
+        give(list.product(s.c, s.inner())), values(per_head(list, s.d, s.c)) {}
 };
 
 struct Block {
@@ -80,9 +73,9 @@ struct Block {
   Writing writing;
   Norm norm4;
   Block(List& list, const Sizes& s)
-      : q(list.linear(s.c, s.c)), k(list.linear(s.c, s.c)), v(list.linear(s.c, s.c)), out(list.linear(s.c, s.c)),
-        norm1(list.norm()), reading(list, s), norm2(list.norm()), widen(list.linear(s.c, s.wide)),
-        narrow(list.linear(s.wide, s.c)), norm3(list.norm()), writing(list, s), norm4(list.norm()) {}
+      : q(list.product(s.c, s.c)), k(list.product(s.c, s.c)), v(list.product(s.c, s.c)), out(list.product(s.c, s.c)),
+        norm1(norm_of(list)), reading(list, s), norm2(norm_of(list)), widen(list.product(s.c, s.wide)),
+        narrow(list.product(s.wide, s.c)), norm3(norm_of(list)), writing(list, s), norm4(norm_of(list)) {}
 };
 
 void apply(const Sizes& s, const float* x, const Weights& w, float* to) {
@@ -208,7 +201,7 @@ extern "C" void textsam_transform(int64_t n, int64_t t, int64_t c, int64_t heads
   std::vector<Block> blocks;
   for (int64_t i = 0; i < depth; ++i) blocks.emplace_back(list, s);
   const Reading last(list, s);
-  const Norm last_norm = list.norm();
+  const Norm last_norm = norm_of(list);
   const int64_t rows = heads * t, own = Prompt::room(s), each = rows * (4 * c + 1);
   float* room = scratch(0, n * (own + each));
   float *asked = room + n * own, *mixed = asked + n * rows * c, *offered = mixed + n * rows * c,
