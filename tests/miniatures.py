@@ -14,11 +14,11 @@ from textsam.model import TextSamConfig, TextSamModel
 CLIP_DIM = 48
 
 
-def mobile_miniature(*, seed: int = 0, mask_refinement: bool = True) -> TextSamModel:
+def mobile_miniature(*, seed: int = 0, mask_refinement: bool = True, mask_detail: bool = False) -> TextSamModel:
     """The embedded model's structure: similarity head, skips, prompts drawn as maps; text counts as trained."""
     torch.manual_seed(seed)
     sizes = {"image_size": 128, "prompt_dim": 32, "decoder_heads": 2, "decoder_mlp_dim": 32, "clip_dim": CLIP_DIM}
-    config = TextSamConfig.tiny(**sizes, text_trained=True, mask_refinement=mask_refinement)
+    config = TextSamConfig.tiny(**sizes, text_trained=True, mask_refinement=mask_refinement, mask_detail=mask_detail)
     model = TextSamModel(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -27,6 +27,8 @@ def mobile_miniature(*, seed: int = 0, mask_refinement: bool = True) -> TextSamM
         model.mask_decoder.iou_prediction_head.layers[-1].bias += 0.7  # confident enough to be returned
         for mlp in model.mask_decoder.output_hypernetworks_mlps:
             mlp.layers[-1].weight *= 30  # masks with clear outlines
+        if mask_detail:  # which would add nothing at the start
+            model.mask_detail.out.weight += torch.randn(model.mask_detail.out.weight.shape, generator=generator)
         model.similarity_bias.zero_()  # some positions are above one half, some below
         model.presence_bias.zero_()
     return model

@@ -13,14 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from miniatures import CLIP_DIM, mobile_miniature
 from PIL import Image
 from tiny_models import tiny_model, unit_text
+from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import textsam
+from textsam import deployment
 from textsam.commands.cli import app
-from textsam.deployment.onnx_export import export_onnx, quantize
+from textsam.deployment.onnx_export import MASK_DETAIL, _export_detail, export_onnx, quantize
 from textsam.deployment.onnx_timing import compare
+from textsam.prompting.mask_details import Asked, masks_of_photo
+from textsam.prompting.transforms import ImageGeometry
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -123,6 +128,48 @@ def test_masks_of_words(exported: tuple[textsam.TextSam, Path], cat_photo: np.nd
     assert expected.any()
     assert not expected.all()
     assert (masks != expected).mean() < 0.002  # the padding's logits bleed over its edge here
+
+
+def test_masks_are_redrawn_near_by(tmp_path: Path, cat_photo: np.ndarray) -> None:
+    """By words, clicks, boxes and several at once: as `predict` does it, in crops of the size of the graph."""
+    model = mobile_miniature(mask_detail=True)
+    _export_detail(model, tmp_path / MASK_DETAIL, int8=False)
+    (tmp_path / "config.json").write_text('{"detail_size": 192}')
+    shutil.copy(deployment.__path__[0] + "/segment.py", tmp_path)
+    script = load_script(tmp_path)
+    geometry = ImageGeometry.of(cat_photo.shape[:2], model.config.image_size)
+    resized = geometry.resized_size_hw
+    low = torch.randn(2, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    side = model.config.image_size // 4
+    logits = 3 * F.interpolate(low, (side, side), mode="bilinear")[:, 0]
+    scale = np.array(cat_photo.shape[1::-1]) / resized[::-1]
+    text, silent = unit_text(CLIP_DIM).numpy()[:, None], np.zeros((2, 0, CLIP_DIM), np.float32)
+    nowhere, click = np.zeros((2, 0, 2)), np.array([[[30.0, 20.0], [0, 0]]] * 2)
+    clicks, box = np.array([[[30.0, 20.0], [12.0, 9.0], [0, 0]]] * 2), np.array([[[5.0, 6.0], [50.0, 40.0]]] * 2)
+    cases: list[tuple[np.ndarray, list[int], np.ndarray]] = [
+        (nowhere, [], text),
+        (click, [1, -1], silent),
+        (click, [1, -1], text),
+        (clicks, [1, 0, -1], silent),
+        (box, [2, 3], silent),
+        (box, [2, 3], text),
+    ]
+    for coords, kinds, words in cases:
+        labels = np.array([kinds] * 2, int)
+        number = sum(kind in (0, 1) for kind in kinds)
+        asked = Asked(
+            boxes=(coords * scale).reshape(2, 4) if 2 in kinds else None,
+            points=coords[:, :number] * scale if number else None,
+            labels=labels[:, :number] if number else None,
+            texts=torch.from_numpy(words[:, 0]) if words.shape[1] else None,
+        )
+        with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Asked, "cells", 192)
+            expected = masks_of_photo(model, cat_photo, logits, geometry, asked)
+        found = script.redraw(cat_photo, logits.numpy(), resized, coords, labels, words)
+        assert found.any(axis=(1, 2)).all()
+        assert not found.all(axis=(1, 2)).any()
+        assert (found != expected).mean() < 1e-3
 
 
 def test_script_runs_without_torch(exported: tuple[textsam.TextSam, Path], in_tmp: Path, cat_photo: np.ndarray) -> None:

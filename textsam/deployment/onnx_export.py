@@ -18,12 +18,20 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from textsam.deployment.onnx_modules import OnnxImageEncoder, OnnxPromptDecoder, OnnxTextEncoder, image_parts
+from textsam.deployment.onnx_modules import (
+    OnnxImageEncoder,
+    OnnxMaskDetail,
+    OnnxPromptDecoder,
+    OnnxTextEncoder,
+    image_parts,
+)
 from textsam.language.small_clip import MAX_WORDS, SmallTextEncoder
 from textsam.predictor import TextSam
+from textsam.prompting.mask_details import DETAIL_SIDE
 
 OPSET = 20
 IMAGE_ENCODER, TEXT_ENCODER, PROMPT_DECODER = "image_encoder.onnx", "text_encoder.onnx", "prompt_decoder.onnx"
+MASK_DETAIL = "mask_detail.onnx"
 
 
 def export_onnx(
@@ -68,6 +76,9 @@ def export_onnx(
         _export(OnnxImageEncoder(model), (pixels,), ({},), part / IMAGE_ENCODER, int8, **names)
         on_graph(PROMPT_DECODER)
         _export_decoder(model, parts, part / PROMPT_DECODER, int8)
+        if model.config.mask_detail:
+            on_graph(MASK_DETAIL)
+            _export_detail(model, part / MASK_DETAIL, int8)
         if small is not None:
             on_graph(TEXT_ENCODER)
             free = ({0: Dim("queries"), 1: Dim("words"), 2: Dim("grams")},)
@@ -96,7 +107,7 @@ def _export_decoder(model: Any, parts: dict[str, Tensor], path: Path, int8: bool
     }
     tensors, free = zip(*examples.values(), strict=True)
     _export(
-        OnnxPromptDecoder(model, list(parts)),
+        OnnxPromptDecoder(model, list(parts), model.config.image_size),
         (list(parts.values()), *tensors),
         ([{} for _ in parts], *free),
         path,
@@ -104,6 +115,21 @@ def _export_decoder(model: Any, parts: dict[str, Tensor], path: Path, int8: bool
         input_names=[*parts, *examples],
         output_names=["low_res_logits", "iou_predictions", "presence_logits"],
     )
+
+
+def _export_detail(model: Any, path: Path, int8: bool) -> None:
+    count, points, queries = Dim("masks"), Dim("points"), Dim("queries")
+    side = DETAIL_SIDE
+    examples: dict[str, tuple[Tensor, dict[int, Any]]] = {
+        "pixels": (torch.rand(2, 3, side, side) * 255, {0: count}),
+        "logits": (torch.randn(2, 1, side, side), {0: count}),
+        "point_coords": (torch.rand(2, 3, 2) * side, {0: count, 1: points}),
+        "point_labels": (torch.tensor([[1, 0, -1], [1, 2, 3]]), {0: count, 1: points}),
+        "text_embeddings": (torch.randn(2, 2, model.config.clip_dim), {0: count, 1: queries}),
+    }
+    tensors, free = zip(*examples.values(), strict=True)
+    names = {"input_names": list(examples), "output_names": ["detailed_logits"]}
+    _export(OnnxMaskDetail(model, side), tensors, free, path, int8, **names)
 
 
 def _export(
@@ -148,6 +174,7 @@ def _configuration(config: Any, parts: list[str], text_encoder: SmallTextEncoder
         "pixel_mean": list(config.pixel_mean),
         "pixel_std": list(config.pixel_std),
         "image_outputs": parts,
+        "detail_size": DETAIL_SIDE if config.mask_detail else 0,
         "text_trained": config.text_trained,
         "clip_name": config.clip_name,
         "names": {},

@@ -6,11 +6,14 @@ K = 0, no text is T = 0, no mask is `has_mask` 0. As in SAM's own ONNX file, a b
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textsam.language.small_clip import SmallTextEncoder
+from textsam.modeling.mask_detail import draw_boxes, draw_clicks
 from textsam.modeling.structures import DrawnPrompts, ImageEmbeddings, PromptEmbeddings
 from textsam.modeling.text_sam import TextSamNetwork
 
@@ -62,15 +65,15 @@ class OnnxPromptDecoder(nn.Module):
     Args:
         model: one of any encoder.
         part_names: of `image_parts` for this model.
+        side: of the encoder's input, px.
     """
 
     image_pe: Tensor
 
-    def __init__(self, model: TextSamNetwork, part_names: list[str]) -> None:
+    def __init__(self, model: TextSamNetwork, part_names: list[str], side: int) -> None:
         super().__init__()
         self.model = model
         self.part_names = part_names
-        side = model.config.image_size
         self.input_size = (side, side)
         grid = side // model.config.patch_size
         with torch.no_grad():
@@ -97,7 +100,18 @@ class OnnxPromptDecoder(nn.Module):
             low_res_logits (N, 4, 4h, 4w) and iou_predictions (N, 4): first the single mask, then the three of an
             ambiguous prompt; presence_logits (N, T).
         """
-        image = self._image(parts)
+        return self.answer(self._image(parts), point_coords, point_labels, mask_input, has_mask, text_embeddings)
+
+    def answer(
+        self,
+        image: ImageEmbeddings,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask: Tensor,
+        text_embeddings: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, for one image or for one of each prompt."""
         decoder = self.model.mask_decoder
         prompts = self._embed(image, point_coords, point_labels, mask_input, has_mask, text_embeddings)
         # The decoder itself adds one presence token, or none; here there are T.
@@ -107,7 +121,7 @@ class OnnxPromptDecoder(nn.Module):
         tokens, logits = decoder.draw(image, self.image_pe, prompts, tokens, slice(None), None)
         iou = decoder.predicted_iou(tokens, logits, slice(None))
         presence = decoder.presence_head(tokens[:, tokens.shape[1] - queries :])[..., 0]
-        if self.model.config.image_presence:
+        if self.model.config.image_presence and image.presence_features is not None:
             presence = presence + self.model.image_presence(image, text_embeddings.flatten(0, 1)).reshape(
                 count, queries
             )
@@ -147,6 +161,11 @@ class OnnxPromptDecoder(nn.Module):
             dense = dense + coarse
         return PromptEmbeddings(torch.cat([tokens, text], dim=1), dense, False, drawn)
 
+    def similarity(self, image: ImageEmbeddings, text_embeddings: Tensor) -> Tensor:
+        """(N, T, D) texts, T 0 or 1, where each is in the image: (N, 1, hc, wc) logits, 0 without text."""
+        logits: Tensor = self.model.text_similarity(image, text_embeddings.flatten(0, 1))  # type: ignore[assignment]
+        return logits[0].reshape(*text_embeddings.shape[:2], *logits.shape[2:]).sum(1, keepdim=True)
+
     def _draw(
         self, image: ImageEmbeddings, coords: Tensor, labels: Tensor, mask_input: Tensor, text_embeddings: Tensor
     ) -> tuple[Tensor, DrawnPrompts]:
@@ -156,11 +175,62 @@ class OnnxPromptDecoder(nn.Module):
         has_box = (labels == 3).sum(1, keepdim=True) > 0
         far_away = corners[0].new_tensor([-8.0 * width, -8.0 * height, -4.0 * width, -4.0 * height])
         boxes = torch.where(has_box, torch.cat(corners, dim=1), far_away)
-        similarity = None
-        if image.similarity_features is not None:
-            logits: Tensor = self.model.text_similarity(image, text_embeddings.flatten(0, 1))  # type: ignore[assignment]
-            similarity = logits[0].reshape(*text_embeddings.shape[:2], *logits.shape[2:]).sum(1, keepdim=True)
+        similarity = None if image.similarity_features is None else self.similarity(image, text_embeddings)
         # One point more, which draws nothing, so that there is a largest one even when K is 0.
         coords, labels = F.pad(coords, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1)
         maps: nn.Module = self.model.prompt_encoder.geometry_maps  # type: ignore[assignment]
         return maps(coords.shape[0], self.input_size, coords, labels, boxes, similarity, mask_input)
+
+
+class OnnxMaskDetail(OnnxPromptDecoder):
+    """Masks redrawn near by, each in its own square crop of the photo, as `prompting.mask_details.redraw` does.
+
+    Args:
+        model: one with `mask_detail`.
+        side: S, px of a crop.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, model: TextSamNetwork, side: int) -> None:
+        super().__init__(model, [], side)
+        self.register_buffer("pixel_mean", torch.tensor(model.config.pixel_mean).view(3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(model.config.pixel_std).view(3, 1, 1))
+
+    def forward(  # type: ignore[override]
+        self, pixels: Tensor, logits: Tensor, point_coords: Tensor, point_labels: Tensor, text_embeddings: Tensor
+    ) -> Tensor:
+        """
+        Args:
+            pixels: (N, 3, S, S) RGB in 0..255. logits: (N, 1, S, S), the decoder's.
+            point_coords, point_labels, text_embeddings: the prompts, as `OnnxPromptDecoder` takes them, in px of the
+                crops.
+        Returns:
+            (N, 1, S, S) logits.
+        """
+        side = self.input_size[0]
+        image = self.model.encode_image((pixels - self.pixel_mean) / self.pixel_std)
+        image = replace(image, presence_features=None)  # whether the thing is there was asked before
+        clicks = ((point_labels == 0) | (point_labels == 1)).sum(1)
+        has_box = (point_labels == 3).sum(1) > 0
+        has_text = text_embeddings.abs().sum((1, 2)) > 0
+        asked = (clicks <= 1) & ((clicks == 1) | has_box | has_text)
+        given = torch.ones_like(logits[:, 0, 0, 0])
+        low = F.avg_pool2d(logits, 4)
+        again, _, _ = self.answer(image, point_coords, point_labels, low, given, text_embeddings)
+        again = F.interpolate(again[:, :1], (side, side), mode="bilinear", align_corners=False)
+        logits = torch.where(asked[:, None, None, None], (logits + again) / 2, logits)
+        corners = [((point_labels == label)[..., None] * point_coords).sum(1) / side for label in (2, 3)]
+        drawn = draw_boxes(torch.cat(corners, dim=1), side)
+        drawn = torch.where(has_box[:, None, None, None], drawn, 0.5)
+        spots = draw_clicks(point_coords / side, point_labels, side)
+        similarity = None if image.similarity_features is None else self.similarity(image, text_embeddings)
+        return self.model.mask_detail(pixels, image, logits, drawn, spots, similarity)
+
+    def similarity(self, image: ImageEmbeddings, text_embeddings: Tensor) -> Tensor:
+        """Of N texts against N images, one each."""
+        directions = self.model.text_directions(text_embeddings)
+        features: Tensor = image.similarity_features  # type: ignore[assignment]
+        logits = torch.einsum("nehw,nte->nthw", features, directions) + self.model.similarity_bias
+        return logits.sum(1, keepdim=True)

@@ -74,15 +74,24 @@ def decode(
     return run("prompt_decoder.onnx", image | inputs | {"text_embeddings": text})
 
 
-def resize(maps: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Bilinear, (..., h, w) -> (..., H, W)."""
-    for axis, size in ((-2, size_hw[0]), (-1, size_hw[1])):
-        old = maps.shape[axis]
-        at = np.clip((np.arange(size, dtype=np.float32) + 0.5) * (old / size) - 0.5, 0, old - 1).astype(np.float32)
+def sample(maps: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Bilinear, (..., h, w) at rows y and columns x, of which the first has its centre at 0.5 -> (..., Y, X)."""
+    for axis, places in ((-2, y), (-1, x)):
+        at = np.clip(places - 0.5, 0, maps.shape[axis] - 1).astype(np.float32)
         low, part = at.astype(int), at - at.astype(int)
         part = part[:, None] if axis == -2 else part
-        maps = maps.take(low, axis) * (1 - part) + maps.take(np.minimum(low + 1, old - 1), axis) * part
+        high = np.minimum(low + 1, maps.shape[axis] - 1)
+        maps = maps.take(low, axis) * (1 - part) + maps.take(high, axis) * part
     return maps
+
+
+def resize(maps: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Bilinear, (..., h, w) -> (..., H, W)."""
+    y, x = (
+        (np.arange(size, dtype=np.float32) + 0.5) * (old / size)
+        for old, size in zip(maps.shape[-2:], size_hw, strict=True)
+    )
+    return sample(maps, y, x)
 
 
 def to_masks(logits: np.ndarray, resized_hw: tuple[int, int], photo_hw: tuple[int, int]) -> np.ndarray:
@@ -91,14 +100,82 @@ def to_masks(logits: np.ndarray, resized_hw: tuple[int, int], photo_hw: tuple[in
     return resize(padded[..., : resized_hw[0], : resized_hw[1]], photo_hw) > 0
 
 
+def crop_around(inside: np.ndarray, points: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
+    """Left, top and side, in px of the photo, of a square around a mask and its prompt.
+
+    inside: (4,) xyxy of the mask. points: (K, 2) and labels: (K,) as `decode` takes them, in px of the photo.
+    """
+    corners, growth = points[(labels == 2) | (labels == 3)], 1.3
+    if not len(corners):
+        corners, growth = np.concatenate([inside.reshape(2, 2), points[labels == 1]]), 1.5
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    side = max(growth * float((high - low).max()) + 8, 24)
+    left, top = ((low + high - side) / 2).tolist()
+    return left, top, side
+
+
+def cut(photo: Image.Image, left: float, top: float, side: float, cells: int) -> np.ndarray:
+    """That square as (3, cells, cells), black outside of the photo."""
+    scale, size = side / cells, (cells, cells)
+    if scale <= 1:
+        part = photo.transform(size, Image.Transform.AFFINE, (scale, 0, left, 0, scale, top), Image.Resampling.BILINEAR)
+    else:
+        x, y = int(np.floor(left)), int(np.floor(top))
+        whole = photo.crop((x, y, int(np.ceil(left + side)), int(np.ceil(top + side))))
+        box = (left - x, top - y, left - x + side, top - y + side)
+        part = whole.resize(size, Image.Resampling.BILINEAR, box=box)
+    return np.asarray(part, np.float32).transpose(2, 0, 1)
+
+
+def redraw(
+    photo: np.ndarray,
+    logits: np.ndarray,
+    resized_hw: tuple[int, int],
+    coords: np.ndarray,
+    labels: np.ndarray,
+    text: np.ndarray,
+) -> np.ndarray:
+    """(N, 4h, 4w) logits of N objects, and what `decode` was asked -> (N, H, W) bool, each mask drawn again near by."""
+    cells, masks = config()["detail_size"], np.zeros((len(logits), *photo.shape[:2]), bool)
+    if not cells:
+        return to_masks(logits, resized_hw, photo.shape[:2])
+    picture, height, width = Image.fromarray(photo), *photo.shape[:2]
+    scale = np.array([width / resized_hw[1], height / resized_hw[0]])
+    for i in range(len(logits)):
+        drawn = logits[i, : -(-resized_hw[0] // 4), : -(-resized_hw[1] // 4)] > 0
+        y, x = np.flatnonzero(drawn.any(axis=1)), np.flatnonzero(drawn.any(axis=0))
+        if not len(y):
+            continue
+        inside = 4 * np.tile(scale, 2) * [x[0], y[0], x[-1] + 1, y[-1] + 1]
+        inside = inside.clip(0, [width, height, width, height])
+        points = coords[i].reshape(-1, 2) * scale
+        left, top, side = crop_around(inside, points, labels[i])
+        centres = (np.arange(cells) + 0.5) * (side / cells)
+        low = sample(logits[i], (top + centres) / scale[1] / 4, (left + centres) / scale[0] / 4)
+        inputs = {
+            "pixels": cut(picture, left, top, side, cells)[None],
+            "logits": low[None, None].astype(np.float32),
+            "point_coords": ((points - [left, top]) * (cells / side)).astype(np.float32)[None],
+            "point_labels": labels[i].astype(np.int64)[None],
+            "text_embeddings": text[i : i + 1],
+        }
+        near = run("mask_detail.onnx", inputs)[0][0, 0]
+        rows = slice(max(int(np.floor(top)), 0), min(int(np.ceil(top + side)), height))
+        columns = slice(max(int(np.floor(left)), 0), min(int(np.ceil(left + side)), width))
+        down, right = np.arange(rows.start, rows.stop) + 0.5 - top, np.arange(columns.start, columns.stop) + 0.5 - left
+        masks[i, rows, columns] = sample(near, down * (cells / side), right * (cells / side)) > 0
+        if not masks[i].any():  # a mask is corrected, not lost
+            masks[i] = to_masks(logits[i], resized_hw, photo.shape[:2])
+    return masks
+
+
 def main(photo_path: str, *texts: str) -> None:
     photo = np.asarray(Image.open(photo_path).convert("RGB"))
     image, resized_hw = encode_image(photo)
-    none = np.zeros((len(texts), 0, 2)), np.zeros((len(texts), 0))
-    logits, _, presence = decode(image, *none, encode_texts(list(texts))[:, None])
-    for text, mask, score in zip(
-        texts, to_masks(logits[:, 0], resized_hw, photo.shape[:2]), presence[:, 0], strict=True
-    ):
+    asked = np.zeros((len(texts), 0, 2)), np.zeros((len(texts), 0)), encode_texts(list(texts))[:, None]
+    logits, _, presence = decode(image, *asked)
+    masks = redraw(photo, logits[:, 0], resized_hw, *asked)
+    for text, mask, score in zip(texts, masks, presence[:, 0], strict=True):
         Image.fromarray(mask).save(f"{text}.png")
         sys.stdout.write(f"{text}: there with {1 / (1 + np.exp(-score)):.2f}, {mask.mean():.1%} of the photo\n")
 

@@ -265,9 +265,13 @@ class TextSamNetwork(nn.Module):
             return None
         if self.config.dense_text:
             return self.dense_text(image.similarity_features, text_embeddings[None])
-        aligned = self.prompt_encoder.align_clip(text_embeddings, modality)
-        directions = _directions(self.similarity_projection, aligned)
+        directions = self.text_directions(text_embeddings, modality)
         return torch.einsum("behw,qe->bqhw", image.similarity_features.float(), directions) + self.similarity_bias
+
+    def text_directions(self, text_embeddings: Tensor, modality: str = "text") -> Tensor:
+        """(..., D) CLIP embeddings of unit length -> (..., E) float32, what an image's similarity features are
+        multiplied with."""
+        return _directions(self.similarity_projection, self.prompt_encoder.align_clip(text_embeddings, modality))
 
     def image_presence(self, image: ImageEmbeddings, text_embeddings: Tensor, modality: str = "text") -> Tensor:
         """Is each text in each image at all, by a vector of the whole image: (B, Q) float32 logits.
