@@ -13,12 +13,13 @@ from pycocotools import mask as coco_mask
 
 from textsam.model import TextSamConfig, TextSamModel
 from train.data import CocoSamples, Source, View, shrink
+from train.embedding_table import EmbeddingTable
 from train.interactive import noisy_boxes
 from train.loop import LoopOptions, rate, train
 from train.losses import balance, bce_loss, dice_loss, focal_loss, mask_iou
 from train.optimization import build_optimizer
 from train.packing import pack
-from train.step import EmbeddingTable, TextSamStep
+from train.step import TextSamStep
 
 SIZE = 64
 

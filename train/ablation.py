@@ -31,8 +31,9 @@ from textsam.prompting.encoded_image import encode_images
 from textsam.prompting.text_reading import read_texts
 from textsam.prompting.transforms import masks_at_original_size
 from train.data import CocoSamples, Source
+from train.embedding_table import EmbeddingTable
 from train.loop import LoopOptions, train
-from train.step import EmbeddingTable, TextSamStep
+from train.step import TextSamStep
 from train.text_encoder import load_targets
 from train.tiny import NameIndex, draw_from, first_blocks
 

@@ -28,10 +28,11 @@ from textsam.checkpoints.loading import PACKAGED
 from textsam.language.vocabulary import UnknownNameError, Vocabulary
 from textsam.model import TextSamModel
 from train.data import CocoSamples, Source
+from train.embedding_table import EmbeddingTable
 from train.level_names import LEVELS
 from train.loop import LoopOptions, train
 from train.parts import rebuilt
-from train.step import EmbeddingTable, TextSamStep
+from train.step import TextSamStep
 from train.synthetic_text import SyntheticText
 from train.text_data import MixedSamples, SyntheticSamples
 from train.text_encoder import load_targets

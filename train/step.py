@@ -5,8 +5,7 @@ A module whose forward takes samples and returns losses, so that one wrapper (DD
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from itertools import cycle, islice
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from textsam.model import TextSamModel
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions
 from train.data import Sample
+from train.embedding_table import EmbeddingTable
 from train.interactive import noisy_boxes, uniform_error_clicks
 from train.losses import balance, bce_loss, dice_loss, focal_loss, mask_iou
 
@@ -50,33 +50,8 @@ class Objects:
         return Objects(**{name: value[rows] for name, value in vars(self).items()})
 
 
-@dataclass
-class EmbeddingTable:
-    """CLIP embeddings for training: of names, and of crops (D.5), made beforehand."""
-
-    names: Tensor  # (K, D)
-    crops: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # (set, annotation id) -> (V, D) variants
-    distractors: Tensor | None = None  # (R,) rows of names that a picture seldom holds without being annotated for it
-    mean: Tensor | None = None  # (D,) of all names; what tells names apart is the rest
-
-    def draw_distractors(self, present: list[int], count: int, generator: torch.Generator) -> Tensor:
-        """Names to take as absent from a picture that shows `present`: near them rather than far, but no synonyms."""
-        if self.distractors is None or self.mean is None or not count:
-            return torch.zeros(0, dtype=torch.int64)
-        nearest = self._nearness[:, present].amax(1) if present else torch.zeros(len(self.distractors))
-        chance = torch.where(nearest < SYNONYM, (nearest * 8).exp(), 0.0)
-        return self.distractors[torch.multinomial(chance, count, generator=generator)]
-
-    @cached_property
-    def _nearness(self) -> Tensor:
-        """(R, K) cosine of each distractor and each name, both centred."""
-        centred = F.normalize(self.names - self.mean, dim=-1)
-        return centred[self.distractors] @ centred.T
-
-
 OBJECTS_PER_PICTURE = 4
 FIRST_PROMPTS = {"box": 0.25, "text_box": 0.2, "point": 0.25, "text_point": 0.3}
-SYNONYM = 0.38  # cosine of two centred names over which one may be said of the other's pictures ("cat", "animal")
 
 
 class TextSamStep(nn.Module):

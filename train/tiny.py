@@ -20,8 +20,9 @@ from textsam.checkpoints.devices import has_fast_bfloat16, resolve_device
 from textsam.language.vocabulary import Vocabulary
 from textsam.model import TextSamConfig, TextSamModel
 from train.data import CocoSamples, Source
+from train.embedding_table import EmbeddingTable
 from train.loop import LoopOptions, train
-from train.step import EmbeddingTable, TextSamStep
+from train.step import TextSamStep
 from train.text_encoder import load_targets
 
 # (set, weight of a picture, names are exhaustive, file of the semantic masks, names that say nothing)

@@ -1,0 +1,36 @@
+"""CLIP embeddings that training asks with, and names that a picture does not show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SYNONYM = 0.38  # cosine of two centred names over which one may be said of the other's pictures ("cat", "animal")
+
+
+@dataclass
+class EmbeddingTable:
+    """CLIP embeddings for training: of names, and of crops (D.5), made beforehand."""
+
+    names: Tensor  # (K, D)
+    crops: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # (set, annotation id) -> (V, D) variants
+    distractors: Tensor | None = None  # (R,) rows of names that a picture seldom holds without being annotated for it
+    mean: Tensor | None = None  # (D,) of all names; what tells names apart is the rest
+
+    def draw_distractors(self, present: list[int], count: int, generator: torch.Generator) -> Tensor:
+        """Names to take as absent from a picture that shows `present`: near them rather than far, but no synonyms."""
+        if self.distractors is None or self.mean is None or not count:
+            return torch.zeros(0, dtype=torch.int64)
+        nearest = self._nearness[:, present].amax(1) if present else torch.zeros(len(self.distractors))
+        chance = torch.where(nearest < SYNONYM, (nearest * 8).exp(), 0.0)
+        return self.distractors[torch.multinomial(chance, count, generator=generator)]
+
+    @cached_property
+    def _nearness(self) -> Tensor:
+        """(R, K) cosine of each distractor and each name, both centred."""
+        centred = F.normalize(self.names - self.mean, dim=-1)
+        return centred[self.distractors] @ centred.T
