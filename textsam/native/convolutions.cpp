@@ -165,9 +165,10 @@ void coarser(int64_t h, int64_t w, const Weights& down, const Weights& mix, cons
   }
 }
 
-// A product of each place of (h, w, n) enlarged twofold, bilinearly, plus `x` of (2h, 2w, c), and GELU where asked for.
-void finer(int64_t h, int64_t w, const Weights& weights, bool with_gelu, const float* coarse, const float* x, float* out,
-           int64_t threads) {
+// A product of each place of (h, w, n) enlarged twofold, bilinearly, plus `x` of (2h, 2w, c), and GELU where asked
+// for.
+void finer(int64_t h, int64_t w, const Weights& weights, bool with_gelu, const float* coarse, const float* x,
+           float* out, int64_t threads) {
   const int64_t n = weights.k, c = weights.n;
   float* narrow = scratch(0, h * w * c);
 #pragma omp parallel num_threads(threads)
@@ -192,10 +193,14 @@ void surroundings(int64_t h, int64_t w, int64_t c, int64_t levels, const float* 
                   float* out, int64_t threads) {
   const int64_t n = 2 * c, size = h / 2 * (w / 2) * n;
   const Weights down = list.product(2 * c, n), mix = list.product(3 * n, n), up = list.product(n, c);
-  float *coarse = scratch(2 * levels, size), *mixed = coarse;
+  float* coarse = scratch(2 * levels, size);
   coarser(h / 2, w / 2, down, mix, x, coarse, threads);
-  if (levels > 1) surroundings(h / 2, w / 2, n, levels - 1, coarse, list, false, mixed = scratch(2 * levels + 1, size), threads);
-  finer(h / 2, w / 2, up, with_gelu, mixed, x, out, threads);
+  if (levels > 1) {
+    float* mixed = scratch(2 * levels + 1, size);
+    surroundings(h / 2, w / 2, n, levels - 1, coarse, list, false, mixed, threads);
+    coarse = mixed;
+  }
+  finer(h / 2, w / 2, up, with_gelu, coarse, x, out, threads);
 }
 
 }  // namespace
@@ -216,8 +221,8 @@ void textsam_surroundings(int64_t h, int64_t w, int64_t c, int64_t levels, int64
   textsam::surroundings(h, w, c, levels, x, list, with_gelu, out, threads);
 }
 
-// A second look at (h, w, c1) and drawn prompts (h, w, c2): a 3 x 3 product to n channels and GELU, their surroundings, a
-// 3 x 3 product and GELU, a product to c1 channels, added to what was given.
+// A second look at (h, w, c1) and drawn prompts (h, w, c2): a 3 x 3 product to n channels and GELU, their surroundings,
+// a 3 x 3 product and GELU, a product to c1 channels, added to what was given.
 void textsam_refine(int64_t h, int64_t w, int64_t c1, int64_t c2, int64_t n, int64_t levels, const float* x,
                     const float* maps, const float* const* weights, float* out, int64_t threads) {
   using namespace textsam;

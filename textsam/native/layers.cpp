@@ -161,8 +161,8 @@ void textsam_separable(int64_t h, int64_t w, int64_t channels, int64_t wide, con
   }
 }
 
-// A pre-norm transformer block on (h, w, c), which a depthwise 3 x 3 product tells where its places are; c / heads and c
-// are multiples of a vector.
+// A pre-norm transformer block on (h, w, c), which a depthwise 3 x 3 product tells where its places are; c / heads
+// and c are multiples of a vector.
 void textsam_context(int64_t h, int64_t w, int64_t c, int64_t heads, int64_t wide, const float* x, const float* depth,
                      const float* depth_bias, const float* scale1, const float* shift1, float epsilon1,
                      const float* qkv_panels, const float* qkv_bias, const float* proj_panels, const float* proj_bias,

@@ -95,9 +95,10 @@ void product(int64_t m, const float* const* a, int64_t parts, int64_t lda, const
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t top = m * t / tiles, rows = m * (t + 1) / tiles - top;
       const auto compute = [&](auto whole) {
-        tile_of<end, decltype(whole)::value ? 2 : 1, kTile>(rows, a, parts, top * lda, lda, w.panels + first * w.k * parts,
-                                           w.bias + first, w.k, to + top * ldt + first, ldt, columns - first,
-                                           other ? other + top * ldt + first : nullptr);
+        constexpr int64_t vectors = decltype(whole)::value ? 2 : 1;
+        tile_of<end, vectors, kTile>(rows, a, parts, top * lda, lda, w.panels + first * w.k * parts, w.bias + first,
+                                     w.k, to + top * ldt + first, ldt, columns - first,
+                                     other ? other + top * ldt + first : nullptr);
       };
       // Where rows are as wide as whole panels, all of the last one is written, zeros or not.
       w.n - first > kLanes || columns > w.n ? compute(std::true_type{}) : compute(std::false_type{});

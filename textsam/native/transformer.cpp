@@ -1,5 +1,5 @@
-// The mask decoder's two-way transformer, prompt tokens and all. They are few: called one by one, their layers cost more
-// than they compute.
+// The mask decoder's two-way transformer, prompt tokens and all. They are few: called one by one, their layers cost
+// more than they compute.
 
 #include "products.h"
 
@@ -188,8 +188,8 @@ struct Prompt {
 
 // Tokens (n, t, c) and image positions (c, positions), of prompt 0, those of the next `keys_stride` floats on (0: all
 // share one), to tokens (n, t, c) and positions keys_out (n, c, positions) after the exchange. pe: (c, positions).
-// `parameters`: of the blocks and of the last reading, in the order of the structs above. first_without: the first block
-// takes the place of its tokens, which have no positions yet. c is a multiple of a vector.
+// `parameters`: of the blocks and of the last reading, in the order of the structs above. first_without: the first
+// block takes the place of its tokens, which have no positions yet. c is a multiple of a vector.
 extern "C" void textsam_transform(int64_t n, int64_t t, int64_t c, int64_t heads, int64_t d, int64_t wide,
                                   int64_t depth, int64_t first_without, int64_t positions, float epsilon,
                                   const float* const* parameters, const float* keys, int64_t keys_stride,
