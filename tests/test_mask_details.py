@@ -246,6 +246,7 @@ def test_clicks_alone_are_answered_quickly() -> None:
     clicks = Asked(points=np.zeros((1, 2, 2)), labels=np.ones((1, 2), int))
     assert clicks.cells == CLICK_SIDE
     assert replace(clicks, boxes=np.zeros((1, 4))).cells == DETAIL_SIDE
+    assert replace(clicks, texts=torch.zeros(1, 4)).cells == DETAIL_SIDE
     assert Asked().cells == DETAIL_SIDE
 
 

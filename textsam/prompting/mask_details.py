@@ -21,7 +21,7 @@ from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.prompts import GeometricPrompts
 from textsam.prompting.transforms import LOW_RES_STRIDE, ImageGeometry, masks_at_original_size
 
-DETAIL_SIDE, CLICK_SIDE = 192, 128  # px of a crop; smaller where somebody waits
+DETAIL_SIDE, CLICK_SIDE = 192, 128  # px of a crop; smaller for clicks alone, where somebody waits
 MARGIN_PX, LEAST_PX = 8, 24  # a crop's side: the mask's longer side, grown, plus, and at least
 BOX_GROWTH, MASK_GROWTH = 1.3, 1.5  # the thing lies inside of a box; a mask may lack half of it
 CROPS_AT_A_TIME = 16
@@ -58,7 +58,8 @@ class Asked:
     @property
     def cells(self) -> int:
         """Along a side of the crops."""
-        return DETAIL_SIDE if self.points is None or self.boxes is not None else CLICK_SIDE
+        clicks_alone = self.points is not None and self.boxes is None and self.texts is None
+        return CLICK_SIDE if clicks_alone else DETAIL_SIDE
 
     def row(self, row: int) -> Asked:
         """The prompt of one mask, as N = 1."""
