@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = (
@@ -61,8 +62,19 @@ def build(target: Path, torch_folder: Path) -> None:
             return
         with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as folder:
             objects = [str(Path(folder, source).with_suffix(".o")) for source in SOURCES]
-            for source, compiled in zip(SOURCES, objects, strict=True):
-                _run(*FLAGS, f"-I{torch_folder / 'include'}", "-c", str(HOME / source), "-o", compiled)
+            # Two at a time: the program that waits for them computes meanwhile.
+            with ThreadPoolExecutor(2) as pool:
+                include = f"-I{torch_folder / 'include'}"
+                works = [
+                    pool.submit(_run, *FLAGS, include, "-c", str(HOME / source), "-o", compiled)
+                    for source, compiled in zip(SOURCES, objects, strict=True)
+                ]
+                try:
+                    for work in works:
+                        work.result()
+                except RuntimeError:
+                    pool.shutdown(cancel_futures=True)
+                    raise
             # Without -fopenmp here: threads are those of the OpenMP that PyTorch brings, not of a second one.
             library = str(Path(folder, target.name))
             _run("-shared", *objects, "-o", library, f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10")
