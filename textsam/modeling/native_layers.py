@@ -89,11 +89,30 @@ class PackedTrunk:
         return {stride: _channels_first(maps[number]) for number, stride in taps.items()}
 
 
-class PackedSeparable:
+class _SameShape:
+    """What keeps the shape of its map.
+
+    Attributes:
+        run: the kernel. weights: what it takes between a map and its result.
+    """
+
+    run: Callable[..., None]
+    weights: tuple[Any, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        rows = _channels_last(x)
+        out = torch.empty_like(rows)
+        for row, to in zip(rows, out, strict=True):
+            self.run(row, *self.weights, to)
+        return _channels_first(out)
+
+
+class PackedSeparable(_SameShape):
     """A `SeparableConv`."""
 
     def __init__(self, compiled: Kernels, block: Any) -> None:
-        self.kernels = compiled
+        self.run = compiled.separable
         norm, mlp = block.norm, block.mlp
         self.weights = (
             _depthwise(block.depthwise, block.depthwise.out_channels),
@@ -103,20 +122,12 @@ class PackedSeparable:
             mlp.lin1.out_features,
         )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w)."""
-        rows = _channels_last(x)
-        out = torch.empty_like(rows)
-        for row, to in zip(rows, out, strict=True):
-            self.kernels.separable(row, *self.weights, to)
-        return _channels_first(out)
 
-
-class PackedContext:
+class PackedContext(_SameShape):
     """A `ContextBlock`."""
 
     def __init__(self, compiled: Kernels, block: Any) -> None:
-        self.kernels = compiled
+        self.run = compiled.context
         layers = (block.qkv, block.proj, block.mlp.lin1, block.mlp.lin2)
         qkv, proj, widen, narrow = (compiled.panels(layer.weight, layer.bias) for layer in layers)
         self.weights = (
@@ -128,14 +139,6 @@ class PackedContext:
             (widen, narrow),
             block.mlp.lin1.out_features,
         )
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w)."""
-        rows = _channels_last(x)
-        out = torch.empty_like(rows)
-        for row, to in zip(rows, out, strict=True):
-            self.kernels.context(row, *self.weights, to)
-        return _channels_first(out)
 
 
 class PackedConvolution:

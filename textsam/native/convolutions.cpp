@@ -28,9 +28,11 @@ void halve(const float* map, int64_t w, int64_t c, int64_t y, float* to, int64_t
     }
 }
 
-// A 3 x 3 product of (h, w, in), plus `other` where there is one, and GELU of it where asked for, to (h, w, n).
-void convolve(int64_t h, int64_t w, const Weights& weights, bool with_gelu, const float* x, const float* other,
-              float* out, int64_t threads) {
+// A 3 x 3 product of rows of `in` channels, of which `make(y, to)` makes one, plus `other` where there is one, and GELU
+// of it where asked for, to (h, w, n).
+template <typename Make>
+void convolve_rows(int64_t h, int64_t w, const Weights& weights, bool with_gelu, const float* other, float* out,
+                   int64_t threads, Make make) {
   const int64_t in = weights.k / 3, n = weights.n;
 #pragma omp parallel num_threads(threads)
   {
@@ -38,8 +40,7 @@ void convolve(int64_t h, int64_t w, const Weights& weights, bool with_gelu, cons
     Ring ring(w, in, 1);
     for (int64_t y = h * me / all; y < h * (me + 1) / all; ++y) {
       const float* rows[3];
-      ring.window(
-          y - 1, h, [&](int64_t row, float* to) { std::memcpy(to, x + row * w * in, sizeof(float) * w * in); }, rows);
+      ring.window(y - 1, h, make, rows);
       float* to = out + y * w * n;
       if (other)
         product<End::kAdd>(w, rows, 3, in, weights, to, n, n, other + y * w * n);
@@ -48,6 +49,14 @@ void convolve(int64_t h, int64_t w, const Weights& weights, bool with_gelu, cons
       if (with_gelu) gelu_of(to, w * n);
     }
   }
+}
+
+// The same of a map (h, w, in).
+void convolve(int64_t h, int64_t w, const Weights& weights, bool with_gelu, const float* x, const float* other,
+              float* out, int64_t threads) {
+  const int64_t width = w * weights.k / 3;
+  convolve_rows(h, w, weights, with_gelu, other, out, threads,
+                [&](int64_t row, float* to) { std::memcpy(to, x + row * width, sizeof(float) * width); });
 }
 
 struct PairWeights {
@@ -144,25 +153,11 @@ void conv_pair(int64_t h, int64_t w, int64_t c1, int64_t c2, int64_t resize, con
 void coarser(int64_t h, int64_t w, const Weights& down, const Weights& mix, const float* x, float* out,
              int64_t threads) {
   const int64_t c = down.k / 2, n = mix.n;
-#pragma omp parallel num_threads(threads)
-  {
-    const int64_t all = omp_get_num_threads(), me = omp_get_thread_num();
-    Ring ring(w, n, 1);
-    for (int64_t y = h * me / all; y < h * (me + 1) / all; ++y) {
-      const float* rows[3];
-      ring.window(
-          y - 1, h,
-          [&](int64_t row, float* to) {
-            const float* const pair[2] = {x + 4 * row * w * c, x + (4 * row + 2) * w * c};
-            product<End::kPlain>(w, pair, 2, 2 * c, down, to, n, n);
-            gelu_of(to, w * n);
-          },
-          rows);
-      float* to = out + y * w * n;
-      product<End::kPlain>(w, rows, 3, n, mix, to, n, n);
-      gelu_of(to, w * n);
-    }
-  }
+  convolve_rows(h, w, mix, true, nullptr, out, threads, [&](int64_t row, float* to) {
+    const float* const pair[2] = {x + 4 * row * w * c, x + (4 * row + 2) * w * c};
+    product<End::kPlain>(w, pair, 2, 2 * c, down, to, n, n);
+    gelu_of(to, w * n);
+  });
 }
 
 // A product of each place of (h, w, n) enlarged twofold, bilinearly, plus `x` of (2h, 2w, c), and GELU where asked

@@ -155,7 +155,7 @@ void textsam_separable(int64_t h, int64_t w, int64_t channels, int64_t wide, con
       normalise(mixed.data(), w, channels, scale, shift, epsilon);
       product<End::kPlain>(w, mixed.data(), channels, first, hidden.data(), width, width);
       float* values = hidden.data();
-      for (int64_t i = 0; i < w * width; ++i) values[i] = gelu(values[i]);
+      gelu_of(values, w * width);
       product<End::kAdd>(w, values, width, second, out + y * w * channels, channels, channels, x + y * w * channels);
     }
   }
