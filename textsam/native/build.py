@@ -62,7 +62,7 @@ def build(target: Path, torch_folder: Path) -> None:
             return
         with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as folder:
             objects = [str(Path(folder, source).with_suffix(".o")) for source in SOURCES]
-            # Two at a time: the program that waits for them computes meanwhile.
+            # Two at a time: half as long to wait, and few enough for a small machine's memory.
             with ThreadPoolExecutor(2) as pool:
                 include = f"-I{torch_folder / 'include'}"
                 works = [
@@ -92,7 +92,8 @@ def _run(*arguments: str) -> None:
 
 
 def main() -> None:
-    """Build, or leave the reason why not."""
+    """Build, or leave the reason why not; behind the program that asked, which goes on computing."""
+    os.nice(10)
     target = Path(sys.argv[1])
     try:
         build(target, Path(sys.argv[2]))
