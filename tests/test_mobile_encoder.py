@@ -11,7 +11,7 @@ from tiny_models import randomize
 from torch import Tensor, nn
 
 from textsam.modeling import native_layers
-from textsam.modeling.mobile_encoder import MobileEncoder, MobileFeatures, SeparableConv
+from textsam.modeling.mobile_encoder import MobileEncoder, MobileFeatures
 from textsam.native.kernels import Kernels
 from textsam.native.library import only
 
@@ -52,7 +52,7 @@ def test_the_kernels_compute_what_pytorch_does(
         plain = maps(encoder(x))
     with only(compiled):
         found, again = maps(encoder(x)), maps(encoder(x))
-    assert encoder.trunk in native_layers._kept
+    assert encoder in native_layers._kept
     for true, one, two, other in zip(exact, plain, found, again, strict=True):
         assert one.shape == two.shape
         # Random weights multiply rounding errors: what counts is that these are no larger than PyTorch's.
@@ -104,7 +104,7 @@ def test_gradients_and_training_take_pytorch(encoder: MobileEncoder, compiled: K
             fresh.eval().bfloat16()(pictures(1, 32, 32).bfloat16())
     assert fresh.trunk.conv0.weight.grad is not None
     assert fresh.trunk not in native_layers._kept
-    assert fresh.smooth8 not in native_layers._kept
+    assert fresh not in native_layers._kept
 
 
 class Adapter(nn.Linear):
@@ -115,14 +115,44 @@ class Adapter(nn.Linear):
 
 
 @torch.no_grad()
-def test_adapters_and_odd_widths_take_pytorch(compiled: Kernels) -> None:
+def test_adapters_and_odd_widths_take_pytorch(encoder: MobileEncoder, compiled: Kernels) -> None:
+    """But for the trunk, which is as ever."""
     torch.manual_seed(0)
-    adapted, odd = randomize(SeparableConv(32)).eval(), randomize(SeparableConv(24)).eval()
-    adapted.mlp.lin1 = Adapter(32, 64)
-    x = torch.randn(1, 32, 8, 8)
-    for block, rows in ((adapted, x), (odd, x[:, :24])):
+    adapted = copy.deepcopy(encoder)
+    adapted.smooth8.mlp.lin1 = Adapter(128, 256)
+    others = [
+        randomize(MobileEncoder(96, similarity_dim=64, presence_dim=32)).eval(),
+        randomize(MobileEncoder(128, similarity_dim=24, presence_dim=32)).eval(),
+        randomize(MobileEncoder(128, similarity_dim=64, presence_dim=32, pyramid_dim=72)).eval(),
+    ]
+    x = pictures(1, 64, 96)
+    for each in (adapted, *others):
         with only(None):
-            expected = block(rows)
+            expected = maps(each(x))
         with only(compiled):
-            torch.testing.assert_close(block(rows), expected)
-        assert block not in native_layers._kept
+            found = maps(each(x))
+        for one, two in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-2)
+        assert each not in native_layers._kept
+        assert each.trunk in native_layers._kept
+
+
+@pytest.mark.parametrize("parts", [{"similarity_dim": None}, {"high_res_skips": False}, {"context_depth": 0}])
+@torch.no_grad()
+def test_encoders_without_some_of_the_parts(compiled: Kernels, parts: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    options: dict[str, object] = {"similarity_dim": 64, "presence_dim": None, **parts}
+    part = randomize(MobileEncoder(128, **options)).eval()  # type: ignore[arg-type]
+    x = pictures(1, 64, 96)
+    with only(None):
+        expected = part(x)
+    with only(compiled):
+        found = part(x)
+    assert (part in native_layers._kept) == ("context_depth" in parts)
+    assert found.presence is None
+    pairs = [(found.embeddings, expected.embeddings), (found.similarity, expected.similarity)]
+    pairs += zip(found.high_res or (), expected.high_res or (), strict=True)
+    for one, two in pairs:
+        assert (one is None) == (two is None)
+        if one is not None:
+            torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-2)

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 
 from textsam.modeling import native_layers
 from textsam.modeling.fine_masks import Surroundings
-from textsam.modeling.layers import LayerNorm2d
 from textsam.modeling.mask_decoder import MaskDecoder
 from textsam.modeling.mask_detail import MAPS, MaskDetail
 from textsam.modeling.mask_refiner import MaskRefiner
-from textsam.modeling.mobile_encoder import ContextBlock
-from textsam.modeling.prompt_encoder import GeometryMaps, _down
+from textsam.modeling.prompt_encoder import GeometryMaps
 from textsam.modeling.structures import DrawnPrompts, ImageEmbeddings, PromptEmbeddings
 from textsam.modeling.transformer import TwoWayTransformer
 from textsam.native.kernels import Kernels
@@ -48,7 +46,7 @@ def test_the_u_net_of_details(compiled: Kernels, channels: tuple[int, ...], simi
     known = [layer.in_channels for layer in detail.see]
     x = torch.randn(2, 4 * MAPS, side, side)
     features = [torch.randn(2, each, side >> i, side >> i) for i, each in enumerate(known, start=1)]
-    agree(compiled, detail, lambda: detail._unet(x, features))
+    agree(compiled, detail, lambda: detail.draw(x, features))
 
 
 @pytest.mark.parametrize("size", [(16, 8), (28, 44)])
@@ -71,29 +69,14 @@ def test_surroundings(compiled: Kernels, channels: int, levels: int, size: tuple
     agree(compiled, around, lambda: around(x, gelu))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 1), (5, 5), (14, 9)])
+@pytest.mark.parametrize("size", [(4, 4), (12, 20), (40, 8)])
 @torch.no_grad()
-def test_a_transformer_block_of_the_encoder(compiled: Kernels, size: tuple[int, int]) -> None:
+def test_drawn_prompts_are_embedded(compiled: Kernels, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    block = randomize(ContextBlock(64, 2)).eval()
-    x = torch.randn(2, 64, *size)
-    agree(compiled, block, lambda: block(x))
-
-
-@torch.no_grad()
-def test_heads_too_narrow_for_the_kernels_take_pytorch(compiled: Kernels) -> None:
-    block = randomize(ContextBlock(32, 4)).eval()
-    with only(compiled):
-        block(torch.randn(1, 32, 3, 3))
-    assert block not in native_layers._kept
-
-
-@torch.no_grad()
-def test_a_map_is_halved(compiled: Kernels) -> None:
-    torch.manual_seed(0)
-    layers = randomize(nn.Sequential(nn.Conv2d(5, 32, 2, 2), LayerNorm2d(32), nn.GELU())).eval()
-    x = torch.randn(2, 5, 12, 20)
-    agree(compiled, layers, lambda: _down(layers, x))
+    geometry = randomize(GeometryMaps(72)).eval()
+    maps = torch.randn(2, GeometryMaps.channels, *size)
+    for number in range(3):
+        agree(compiled, geometry, lambda number=number: geometry._embed(maps)[number])
 
 
 @pytest.mark.parametrize("drawn", [False, True])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textsam.modeling.layers import LayerNorm2d, MLPBlock, PointwiseConv2d
-from textsam.modeling.native_layers import PackedContext, PackedSeparable, PackedTrunk, packed
+from textsam.modeling.native_layers import PackedMobile, PackedTrunk, packed
 
 # (output channels, expansion, stride) of the 17 blocks.
 MOBILENET_V2_BLOCKS = (
@@ -29,6 +29,11 @@ MOBILENET_V2_BLOCKS = (
 )
 # stride -> (block number, channels) of the maps that are taken off the trunk.
 TAPS = {4: (3, 24), 8: (6, 32), 16: (13, 96), 32: (17, 320)}
+
+
+def stride_of_blocks() -> dict[int, int]:
+    """Of the blocks whose maps are taken off the trunk."""
+    return {block: stride for stride, (block, _) in TAPS.items()}
 
 
 class SameConv2d(nn.Conv2d):
@@ -88,7 +93,7 @@ class MobileNetV2(nn.Module):
         Returns:
             {4: (B, 24, H/4, W/4), 8: (B, 32, ...), 16: (B, 96, ...), 32: (B, 320, ...)}.
         """
-        wanted = {block: stride for stride, (block, _) in TAPS.items()}
+        wanted = stride_of_blocks()
         natively = packed(self, PackedTrunk, pixel_values)
         if natively is not None:
             return natively(pixel_values, wanted)
@@ -116,10 +121,6 @@ class SeparableConv(nn.Module):
         self.mlp = MLPBlock(channels, channels * expansion)
 
     def forward(self, x: Tensor) -> Tensor:
-        whole_vectors = x.shape[1] % 16 == 0
-        natively = packed(self, PackedSeparable, x) if whole_vectors else None
-        if natively is not None:
-            return natively(x)
         y = self.norm(self.depthwise(x)).permute(0, 2, 3, 1)
         return x + self.mlp(y).permute(0, 3, 1, 2)
 
@@ -139,10 +140,6 @@ class ContextBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        whole_vectors = c % 16 == 0 and c // self.num_heads % 16 == 0
-        natively = packed(self, PackedContext, x) if whole_vectors else None
-        if natively is not None:
-            return natively(x)
         tokens = (x + self.position(x)).flatten(2).transpose(1, 2)
         q, k, v = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -222,6 +219,9 @@ class MobileEncoder(nn.Module):
                 nn.Linear(2 * context_dim, presence_dim),
                 nn.LayerNorm(presence_dim),
             )
+        # What the compiled kernels need.
+        widths = (out_chans // 4, pyramid_dim, context_dim, similarity_dim or 1)
+        self.whole_vectors = high_res_skips and all(width % 16 == 0 for width in widths)
 
     def forward(self, pixel_values: Tensor) -> MobileFeatures:
         """
@@ -230,14 +230,14 @@ class MobileEncoder(nn.Module):
         Returns:
             `MobileFeatures`.
         """
+        natively = packed(self, PackedMobile, pixel_values) if self.whole_vectors else None
+        if natively is not None:
+            p32, p16, skip4, skip8, compared = natively(pixel_values, stride_of_blocks())
+            return MobileFeatures(p16, (skip4, skip8), compared, self._presence(p32))
         taps = self.trunk.forward_features(pixel_values)
         p32 = self.context(self.lateral32(taps[32]))
         p16 = self.smooth16(self.lateral16(taps[16]) + upsample(p32, taps[16]))
-        embeddings = self.neck(p16)
-        presence = None
-        if self.presence_head is not None:
-            # The mean says what the picture is of, the maximum what else is somewhere in it.
-            presence = self.presence_head(torch.cat([p32.mean((2, 3)), p32.amax((2, 3))], dim=1))
+        embeddings, presence = self.neck(p16), self._presence(p32)
         if not self.high_res_skips and self.similarity_head is None:
             return MobileFeatures(embeddings, None, None, presence)
         p8 = self.smooth8(self.lateral8(taps[8]) + upsample(self.down16(p16), taps[8]))
@@ -247,6 +247,12 @@ class MobileEncoder(nn.Module):
             skips = (self.skip4(p4), self.skip8(p8))
         similarity = None if self.similarity_head is None else self.similarity_head(p8)
         return MobileFeatures(embeddings, skips, similarity, presence)
+
+    def _presence(self, p32: Tensor) -> Tensor | None:
+        """(B, ..., H/32, W/32) -> (B, E). The mean says what the picture is of, the maximum what else is in it."""
+        if self.presence_head is None:
+            return None
+        return self.presence_head(torch.cat([p32.mean((2, 3)), p32.amax((2, 3))], dim=1))
 
     @torch.no_grad()
     def load_trunk(self, state_dict: dict[str, Tensor]) -> None:

@@ -74,9 +74,9 @@ class PackedTrunk:
             wide, narrow, stride = block.depthwise.out_channels, block.project.out_channels, block.depthwise.stride[0]
             inputs = widen.weight[0].numel()
             self.sizes.append((inputs, wide, narrow, stride, bool(number and block.shortcut)))
-            self.weights += compiled.panels(widen.weight.flatten(1), widen.bias)
+            self.weights += _place(compiled, widen)
             self.weights += _depthwise(block.depthwise, -(-wide // compiled.panel) * compiled.panel)
-            self.weights += compiled.panels(block.project.weight.flatten(1), block.project.bias)
+            self.weights += _place(compiled, block.project)
 
     def __call__(self, pixel_values: Tensor, taps: dict[int, int]) -> dict[int, Tensor]:
         """As `MobileNetV2.forward_features`, with `taps` from block to stride."""
@@ -89,56 +89,46 @@ class PackedTrunk:
         return {stride: _channels_first(maps[number]) for number, stride in taps.items()}
 
 
-class _SameShape:
-    """What keeps the shape of its map.
+class PackedMobile:
+    """A `MobileEncoder` with skips and a head for text; without its vector of the whole image."""
 
-    Attributes:
-        run: the kernel. weights: what it takes between a map and its result.
-    """
-
-    run: Callable[..., None]
-    weights: tuple[Any, ...]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w)."""
-        rows = _channels_last(x)
-        out = torch.empty_like(rows)
-        for row, to in zip(rows, out, strict=True):
-            self.run(row, *self.weights, to)
-        return _channels_first(out)
-
-
-class PackedSeparable(_SameShape):
-    """A `SeparableConv`."""
-
-    def __init__(self, compiled: Kernels, block: Any) -> None:
-        self.run = compiled.separable
-        norm, mlp = block.norm, block.mlp
-        self.weights = (
-            _depthwise(block.depthwise, block.depthwise.out_channels),
-            _norm(norm),
-            compiled.panels(mlp.lin1.weight, mlp.lin1.bias),
-            compiled.panels(mlp.lin2.weight, mlp.lin2.bias),
-            mlp.lin1.out_features,
+    def __init__(self, compiled: Kernels, encoder: Any) -> None:
+        self.kernels, self.trunk = compiled, PackedTrunk(compiled, encoder.trunk)
+        head, compared, last = encoder.similarity_head
+        self.inner = (
+            encoder.lateral4.out_channels,
+            encoder.lateral8.out_channels,
+            encoder.lateral16.out_channels,
+            encoder.context[0].num_heads if len(encoder.context) else 1,
         )
+        self.blocks = len(encoder.context)
+        self.epsilons = (encoder.context[0].norm1.eps if len(encoder.context) else 0.0, last.eps)
+        layers = (encoder.lateral32, encoder.neck[0], encoder.skip4, encoder.skip8, compared)
+        self.outs = [layer.out_channels for layer in layers]
+        self.weights = [*_place(compiled, encoder.lateral32)]
+        for block in encoder.context:
+            self.weights += _context(compiled, block)
+        self.weights += [*_place(compiled, encoder.lateral16), *_separable(compiled, encoder.smooth16)]
+        self.weights += [*_place(compiled, encoder.neck[0]), *_norm(encoder.neck[1]), *_place(compiled, encoder.down16)]
+        self.weights += [*_place(compiled, encoder.lateral8), *_separable(compiled, encoder.smooth8)]
+        self.weights += [*_place(compiled, encoder.skip8), *_place(compiled, encoder.down8)]
+        self.weights += [*_place(compiled, encoder.lateral4), *_separable(compiled, encoder.smooth4)]
+        self.weights += _place(compiled, encoder.skip4)
+        self.weights += [*_separable(compiled, head), *_place(compiled, compared), *_norm(last)]
 
-
-class PackedContext(_SameShape):
-    """A `ContextBlock`."""
-
-    def __init__(self, compiled: Kernels, block: Any) -> None:
-        self.run = compiled.context
-        layers = (block.qkv, block.proj, block.mlp.lin1, block.mlp.lin2)
-        qkv, proj, widen, narrow = (compiled.panels(layer.weight, layer.bias) for layer in layers)
-        self.weights = (
-            block.num_heads,
-            _depthwise(block.position, block.position.out_channels),
-            _norm(block.norm1),
-            (qkv, proj),
-            _norm(block.norm2),
-            (widen, narrow),
-            block.mlp.lin1.out_features,
-        )
+    def __call__(self, pixel_values: Tensor, taps: dict[int, int]) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> maps of the channels of `lateral32`, `neck`, `skip4`, `skip8` and `similarity_head`; `taps`
+        from block to stride."""
+        found = self.trunk(pixel_values, taps)
+        maps = [_channels_last(found[stride]) for stride in (4, 8, 16, 32)]
+        outs = [
+            _empty(maps[level], *maps[level].shape[1:3], channels)
+            for level, channels in zip((3, 2, 0, 1, 1), self.outs, strict=True)
+        ]
+        for i in range(len(pixel_values)):
+            own = [each[i] for each in maps], [each[i] for each in outs]
+            self.kernels.pyramid(own[0], self.inner, self.blocks, self.epsilons, self.weights, own[1])
+        return tuple(map(_channels_first, outs))
 
 
 class PackedConvolution:
@@ -159,20 +149,20 @@ class PackedConvolution:
 
 
 class PackedUNet:
-    """The convolutions of a `MaskDetail`."""
+    """The convolutions of a `UNet`."""
 
-    def __init__(self, compiled: Kernels, detail: Any) -> None:
+    def __init__(self, compiled: Kernels, net: Any) -> None:
         self.kernels = compiled
-        self.channels = [pair.second.out_channels for pair in detail.down]
-        self.seen = [layer.out_channels for layer in detail.see]
-        self.norm = (detail.down[0].norm.num_groups, detail.down[0].norm.eps)
-        self.weights = [*_places(compiled, detail.enter), *_pair(compiled, detail.down[0])]
-        for layer, pair in zip(detail.see, detail.down[1:], strict=True):
-            self.weights += [*compiled.panels(layer.weight.flatten(1), layer.bias), *_pair(compiled, pair)]
-        for pair in detail.up:
+        self.channels = [pair.second.out_channels for pair in net.down]
+        self.seen = [layer.out_channels for layer in net.see]
+        self.norm = (net.down[0].norm.num_groups, net.down[0].norm.eps)
+        self.weights = [*_places(compiled, net.enter), *_pair(compiled, net.down[0])]
+        for layer, pair in zip(net.see, net.down[1:], strict=True):
+            self.weights += [*_place(compiled, layer), *_pair(compiled, pair)]
+        for pair in net.up:
             self.weights += _pair(compiled, pair)
-        self.weights += _places(compiled, detail.out)
-        self.results = detail.out.out_channels
+        self.weights += _places(compiled, net.out)
+        self.results = net.out.out_channels
 
     def __call__(self, x: Tensor, features: Sequence[Tensor]) -> Tensor:
         """(N, C, h, w) and the encoder's maps at half of it, a quarter and so on -> (N, results, h, w)."""
@@ -206,7 +196,7 @@ class PackedRefiner:
         around = _around(compiled, refiner.around)
         self.kernels, self.channels, self.levels = compiled, refiner.enter.out_channels, len(around) // 6
         self.weights = [*_places(compiled, refiner.enter), *around, *_places(compiled, refiner.near)]
-        self.weights += compiled.panels(refiner.out.weight.flatten(1), refiner.out.bias)
+        self.weights += _place(compiled, refiner.out)
 
     def __call__(self, upscaled: Tensor, maps: Tensor) -> Tensor:
         """As `MaskRefiner.forward`."""
@@ -217,20 +207,28 @@ class PackedRefiner:
         return _channels_first(out)
 
 
-class PackedDown:
-    """The first layers of a sequence: a 2 x 2 convolution of stride 2, layer norm, GELU."""
+class PackedDrawing:
+    """The layers of `GeometryMaps`."""
 
-    def __init__(self, compiled: Kernels, layers: Any) -> None:
-        self.kernels, self.channels = compiled, layers[0].out_channels
-        self.weights, self.norm = _places(compiled, layers[0]), _norm(layers[1])
+    def __init__(self, compiled: Kernels, geometry: Any) -> None:
+        self.kernels = compiled
+        self.outs = [layer.out_channels for layer in (geometry.stride4, geometry.stride8, geometry.to_stride16[3])]
+        self.widths = (geometry.to_stride8[0].out_channels, geometry.to_stride16[0].out_channels)
+        self.weights = [*_place(compiled, geometry.stride4)]
+        last = (geometry.stride8, geometry.to_stride16[3])
+        for (down, norm, *_), each in zip((geometry.to_stride8, geometry.to_stride16), last, strict=True):
+            self.weights += [*_places(compiled, down), *_norm(norm), *_place(compiled, each)]
+            self.epsilon = norm.eps
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, C, 2h, 2w) -> (B, channels, h, w)."""
-        rows = _channels_last(x)
-        out = _empty(rows, rows.shape[1] // 2, rows.shape[2] // 2, self.channels)
-        for row, to in zip(rows, out, strict=True):
-            self.kernels.down(row, self.weights, self.norm, to)
-        return _channels_first(out)
+    def __call__(self, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, F, 4h, 4w) -> (N, ..., 4h, 4w), (N, ..., 2h, 2w) and (N, C, h, w)."""
+        rows = _channels_last(maps)
+        h, w = (side // 4 for side in rows.shape[1:3])
+        outs = [_empty(rows, scale * h, scale * w, n) for scale, n in zip((4, 2, 1), self.outs, strict=True)]
+        for drawn, *to in zip(rows, *outs, strict=True):
+            self.kernels.drawing(drawn, self.weights, self.widths, self.epsilon, to)
+        stride4, stride8, stride16 = map(_channels_first, outs)
+        return stride4, stride8, stride16
 
 
 class PackedUpscaling:
@@ -242,7 +240,7 @@ class PackedUpscaling:
         weights = [
             compiled.panels(conv.weight.permute(2, 3, 1, 0).flatten(0, 2), conv.bias.repeat(4)) for conv in (up1, up2)
         ]
-        self.stages = ((weights[0], _norm(norm), up1.out_channels), (weights[1], None, up2.out_channels))
+        self.stages = ((weights[0], (*_norm(norm), norm.eps), up1.out_channels), (weights[1], None, up2.out_channels))
 
     def __call__(self, x: Tensor, added: Sequence[Sequence[Tensor]]) -> Tensor:
         """(N, C, h, w) -> (N, C/8, 4h, 4w).
@@ -260,19 +258,33 @@ class PackedUpscaling:
         return _channels_first(rows)
 
 
-def _norm(norm: Any) -> tuple[Tensor, Tensor, float]:
-    return norm.weight.detach(), norm.bias.detach(), norm.eps
+def _norm(norm: Any) -> Pair:
+    return norm.weight.detach(), norm.bias.detach()
+
+
+def _context(compiled: Kernels, block: Any) -> list[Tensor]:
+    """Of a `ContextBlock`."""
+    qkv, project, widen, narrow = (
+        compiled.panels(layer.weight, layer.bias) for layer in (block.qkv, block.proj, block.mlp.lin1, block.mlp.lin2)
+    )
+    position = _depthwise(block.position, block.position.out_channels)
+    return [*position, *_norm(block.norm1), *qkv, *project, *_norm(block.norm2), *widen, *narrow]
+
+
+def _separable(compiled: Kernels, block: Any) -> list[Tensor]:
+    """Of a `SeparableConv`."""
+    widen, narrow = (compiled.panels(layer.weight, layer.bias) for layer in (block.mlp.lin1, block.mlp.lin2))
+    return [*_depthwise(block.depthwise, block.depthwise.out_channels), *_norm(block.norm), *widen, *narrow]
 
 
 def _pair(compiled: Kernels, pair: Any) -> list[Tensor]:
     """Of a `ConvPair`."""
-    norm = (pair.norm.weight.detach(), pair.norm.bias.detach())
-    return [*_places(compiled, pair.first), *norm, *_places(compiled, pair.second)]
+    return [*_places(compiled, pair.first), *_norm(pair.norm), *_places(compiled, pair.second)]
 
 
 def _around(compiled: Kernels, around: Any) -> list[Tensor]:
     """Of `Surroundings`, level by level."""
-    up = compiled.panels(around.up.weight.flatten(1), around.up.bias)
+    up = _place(compiled, around.up)
     further = [] if around.further is None else _around(compiled, around.further)
     return [*_places(compiled, around.down), *_places(compiled, around.mix), *up, *further]
 
@@ -281,6 +293,12 @@ def _places(compiled: Kernels, conv: nn.Conv2d) -> Pair:
     """Panels and biases of a convolution, place by place."""
     bias: Any = conv.bias
     return compiled.panels(conv.weight.permute(0, 2, 3, 1).flatten(1), bias)
+
+
+def _place(compiled: Kernels, conv: nn.Conv2d) -> Pair:
+    """Panels and biases of a 1 x 1 convolution."""
+    bias: Any = conv.bias
+    return compiled.panels(conv.weight.flatten(1), bias)
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textsam.modeling.layers import LayerNorm2d, PointwiseConv2d
-from textsam.modeling.native_layers import PackedDown, packed
+from textsam.modeling.native_layers import PackedDrawing, packed
 from textsam.modeling.structures import DrawnPrompts, PromptEmbeddings
 
 
@@ -110,15 +110,16 @@ class GeometryMaps(nn.Module):
         if mask_input is not None:
             maps[:, 4] = torch.tanh(mask_input.float()[:, 0] / 4)
         maps = maps.to(weight.dtype)
-        middle = _down(self.to_stride8, maps)
-        dense = self.to_stride16[3](_down(self.to_stride16, middle))
-        return dense, DrawnPrompts(maps, self.stride4(maps), self.stride8(middle))
+        stride4, stride8, dense = self._embed(maps)
+        return dense, DrawnPrompts(maps, stride4, stride8)
 
-
-def _down(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """(N, F, 2h, 2w) through the first three layers: a 2 x 2 convolution of stride 2, LayerNorm, GELU."""
-    natively = packed(layers, PackedDown, x)
-    return layers[2](layers[1](layers[0](x))) if natively is None else natively(x)
+    def _embed(self, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, 5, 4h, 4w) -> at strides 4, 8 and 16: (N, C/8, 4h, 4w), (N, C/4, 2h, 2w) and (N, C, h, w)."""
+        natively = packed(self, PackedDrawing, maps)
+        if natively is not None:
+            return natively(maps)
+        middle = self.to_stride8(maps)
+        return self.stride4(maps), self.stride8(middle), self.to_stride16(middle)
 
 
 class PromptEncoder(nn.Module):

@@ -25,6 +25,7 @@ SOURCES = (
     "fine.cpp",
     "layers.cpp",
     "masks.cpp",
+    "pyramid.cpp",
     "transformer.cpp",
 )
 HEADERS = ("kernels.h", "products.h", "rows.h")

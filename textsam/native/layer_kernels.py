@@ -45,29 +45,37 @@ class LayerKernels:
             *integers(torch.get_num_threads()),
         )
 
-    def separable(
+    def pyramid(
         self,
-        x: Tensor,
-        depthwise: tuple[Tensor, Tensor],
-        norm: tuple[Tensor, Tensor, float],
-        widen: tuple[Tensor, Tensor],
-        narrow: tuple[Tensor, Tensor],
-        wide: int,
-        out: Tensor,
+        taps: Sequence[Tensor],
+        inner: tuple[int, int, int, int],
+        blocks: int,
+        epsilons: tuple[float, float],
+        weights: Sequence[Tensor],
+        outs: Sequence[Tensor],
     ) -> None:
-        """A depthwise product, layer norm, an MLP with GELU, and x itself: (h, w, C) to (h, w, C); see layers.cpp.
+        """The small encoder behind its trunk; see pyramid.cpp.
 
         Args:
-            depthwise: (9, C) and (C,). widen, narrow: panels and biases; see `panels`. wide: channels between the two.
+            taps: the trunk's maps at strides 4, 8, 16 and 32.
+            inner: channels of the pyramid at strides 4, 8 and 16, and heads of its transformer blocks.
+            blocks: how many of these. epsilons: of their norms and of all others.
+            weights: in the order of their use; panels and biases of products, (9, C) and (C,) of depthwise ones.
+            outs: (h, w, channels) at strides 32, 16, 4, 8 and 8: the coarsest map, the embedding, two finer maps, what
+                is compared with text.
         """
-        h, w, channels = x.shape
-        self._library.textsam_separable(
-            *integers(h, w, channels, wide),
-            pointer(x, h, w, channels),
-            *(pointer(each, *each.shape) for each in (*depthwise, *norm[:2])),
-            ctypes.c_float(norm[2]),
-            *(pointer(each, *each.shape) for each in (*widen, *narrow)),
-            pointer(out, h, w, channels),
+        sizes = [each.shape[:2] for each in taps]
+        for out, level in zip(outs, (3, 2, 0, 1, 1), strict=True):
+            pointer(out, *sizes[level], out.shape[2])
+        self._library.textsam_pyramid(
+            (ctypes.c_int64 * 8)(*(side for size in sizes for side in size)),
+            (ctypes.c_int64 * 4)(*(each.shape[2] for each in taps)),
+            (ctypes.c_int64 * 9)(*inner, *(each.shape[2] for each in outs)),
+            *integers(blocks),
+            (ctypes.c_float * 2)(*epsilons),
+            (ctypes.c_void_p * 4)(*(pointer(each, *each.shape).value for each in taps)),
+            pointers(weights),
+            pointers(outs),
             *integers(torch.get_num_threads()),
         )
 
@@ -90,41 +98,6 @@ class LayerKernels:
             *integers(torch.get_num_threads()),
         )
 
-    def context(
-        self,
-        x: Tensor,
-        heads: int,
-        depthwise: tuple[Tensor, Tensor],
-        norm1: tuple[Tensor, Tensor, float],
-        attention: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
-        norm2: tuple[Tensor, Tensor, float],
-        mlp: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
-        wide: int,
-        out: Tensor,
-    ) -> None:
-        """A transformer block on (h, w, C), C and C / heads multiples of 16; see layers.cpp.
-
-        Args:
-            depthwise: weights (9, C) and bias (C,). norm1, norm2: weight, bias and epsilon.
-            attention: panels and biases of (3 * C, C) and of (C, C). mlp: of (wide, C) and of (C, wide).
-        """
-        h, w, channels = x.shape
-        layers = [(*depthwise,), (*norm1[:2],), (*attention[0], *attention[1]), (*norm2[:2],), (*mlp[0], *mlp[1])]
-        position, first, attend, second, block = ([pointer(each, *each.shape) for each in layer] for layer in layers)
-        self._library.textsam_context(
-            *integers(h, w, channels, heads, wide),
-            pointer(x, h, w, channels),
-            *position,
-            *first,
-            ctypes.c_float(norm1[2]),
-            *attend,
-            *second,
-            ctypes.c_float(norm2[2]),
-            *block,
-            pointer(out, h, w, channels),
-            *integers(torch.get_num_threads()),
-        )
-
     def unet(
         self,
         x: Tensor,
@@ -136,7 +109,7 @@ class LayerKernels:
         epsilon: float,
         out: Tensor,
     ) -> None:
-        """The U-Net of `MaskDetail`; see convolutions.cpp.
+        """A `UNet`; see convolutions.cpp.
 
         Args:
             x: (h, w, C). features: (h / 2, w / 2, ...), (h / 4, w / 4, ...) and so on.
@@ -192,19 +165,26 @@ class LayerKernels:
             *integers(torch.get_num_threads()),
         )
 
-    def down(self, x: Tensor, weights: tuple[Tensor, Tensor], norm: tuple[Tensor, Tensor, float], out: Tensor) -> None:
-        """(2h, 2w, C) to (h, w, channels), by a convolution of 2 x 2, layer norm and GELU; see layers.cpp.
+    def drawing(
+        self, maps: Tensor, weights: Sequence[Tensor], widths: tuple[int, int], epsilon: float, outs: Sequence[Tensor]
+    ) -> None:
+        """Drawn prompts (4h, 4w, F), embedded at strides 4, 8 and 16; see layers.cpp.
 
         Args:
-            weights: panels and biases, place by place; see `panels`. norm: weight, bias and epsilon.
+            weights: panels and biases in the order of their use, those of a norm behind those of the layer before it.
+            widths: between the layers, at strides 8 and 16. outs: (4h, 4w, ...), (2h, 2w, ...) and (h, w, ...).
         """
-        (h, w, channels), wide = out.shape, x.shape[2]
-        self._library.textsam_down(
-            *integers(h, w, wide, channels),
-            pointer(x, 2 * h, 2 * w, wide),
-            *(pointer(each, *each.shape) for each in (*weights, *norm[:2])),
-            ctypes.c_float(norm[2]),
-            pointer(out, *out.shape),
+        channels, (h, w, _) = maps.shape[2], outs[2].shape
+        places = [
+            pointer(out, scale * h, scale * w, out.shape[2]).value for out, scale in zip(outs, (4, 2, 1), strict=True)
+        ]
+        self._library.textsam_drawing(
+            *integers(h, w, channels, *widths),
+            (ctypes.c_int64 * 3)(*(each.shape[2] for each in outs)),
+            ctypes.c_float(epsilon),
+            pointer(maps, 4 * h, 4 * w, channels),
+            pointers(weights),
+            (ctypes.c_void_p * 3)(*places),
             *integers(torch.get_num_threads()),
         )
 

@@ -8,27 +8,6 @@
 namespace textsam {
 namespace {
 
-constexpr int64_t kQueries = 32;  // of a head that attend together
-
-// A row of a depthwise 3 x 3 product: three rows of `width` channels, each behind `before` columns of zeros, to
-// `across.out` columns. Weights (9, width), bias (width,); `width` is a multiple of `kLanes`.
-template <bool clamped>
-void depthwise(const float* const* rows, const Side& across, int64_t width, const float* weights, const float* bias,
-               float* to) {
-  for (int64_t c = 0; c < width; c += kLanes) {
-    Vector w[9];
-    for (int64_t i = 0; i < 9; ++i) w[i] = vector(weights + i * width + c);
-    const Vector start = vector(bias + c);
-    for (int64_t x = 0; x < across.out; ++x) {
-      const int64_t left = x * across.stride * width + c;
-      Vector sum = start;
-      for (int64_t y = 0; y < 3; ++y)
-        for (int64_t i = 0; i < 3; ++i) sum += w[3 * y + i] * vector(rows[y] + left + i * width);
-      vector(to + x * width + c) = clamped ? clamp6(sum) : sum;
-    }
-  }
-}
-
 // Widened rows through a depthwise product into narrow ones; `widen(y, to)` makes a row of `wide` channels.
 template <typename Widen>
 void squeeze(const Side& down, const Side& across, int64_t wide, const float* weights, const float* bias,
@@ -131,112 +110,43 @@ void textsam_trunk(int64_t h, int64_t w, int64_t count, const int64_t* sizes, co
   }
 }
 
-// A depthwise 3 x 3 product, layer norm, two products with GELU between them, and the map itself: (h, w, channels),
-// channels a multiple of a panel.
-void textsam_separable(int64_t h, int64_t w, int64_t channels, int64_t wide, const float* x, const float* depth,
-                       const float* depth_bias, const float* scale, const float* shift, float epsilon,
-                       const float* widen_panels, const float* widen_bias, const float* narrow_panels,
-                       const float* narrow_bias, float* out, int64_t threads) {
-  using namespace textsam;
-  const Side down(h, 1), across(w, 1);
-  const Weights first{widen_panels, widen_bias, channels, wide}, second{narrow_panels, narrow_bias, wide, channels};
-  const int64_t width = padded(wide);
-#pragma omp parallel num_threads(threads)
-  {
-    const int64_t all = omp_get_num_threads(), me = omp_get_thread_num();
-    Ring ring(w, channels, across.before);
-    Buffer mixed(w * channels), hidden(w * width);
-    for (int64_t y = h * me / all; y < h * (me + 1) / all; ++y) {
-      const float* rows[3];
-      ring.window(
-          y - 1, h,
-          [&](int64_t row, float* to) { std::memcpy(to, x + row * w * channels, sizeof(float) * w * channels); }, rows);
-      depthwise<false>(rows, across, channels, depth, depth_bias, mixed.data());
-      normalise(mixed.data(), w, channels, scale, shift, epsilon);
-      product<End::kPlain>(w, mixed.data(), channels, first, hidden.data(), width, width);
-      float* values = hidden.data();
-      gelu_of(values, w * width);
-      product<End::kAdd>(w, values, width, second, out + y * w * channels, channels, channels, x + y * w * channels);
-    }
-  }
-}
-
-// A pre-norm transformer block on (h, w, c), which a depthwise 3 x 3 product tells where its places are; c / heads
-// and c are multiples of a vector.
-void textsam_context(int64_t h, int64_t w, int64_t c, int64_t heads, int64_t wide, const float* x, const float* depth,
-                     const float* depth_bias, const float* scale1, const float* shift1, float epsilon1,
-                     const float* qkv_panels, const float* qkv_bias, const float* proj_panels, const float* proj_bias,
-                     const float* scale2, const float* shift2, float epsilon2, const float* widen_panels,
-                     const float* widen_bias, const float* narrow_panels, const float* narrow_bias, float* out,
+// Drawn prompts (4h, 4w, c), embedded at three strides: by a product of each place; by a 2 x 2 product of stride 2,
+// layer norm, GELU and a product of each place; and by the same once more. `halved` and `quartered` are the widths
+// between, multiples of a vector.
+void textsam_drawing(int64_t h, int64_t w, int64_t c, int64_t halved, int64_t quartered, const int64_t* widths,
+                     float epsilon, const float* maps, const float* const* weights, float* const* outs,
                      int64_t threads) {
   using namespace textsam;
-  const int64_t places = h * w, d = c / heads, blocks = (places + kQueries - 1) / kQueries;
-  const float factor = 1 / std::sqrt(static_cast<float>(d));
-  const Side across(w, 1);
-  const Weights to_qkv{qkv_panels, qkv_bias, c, 3 * c}, proj{proj_panels, proj_bias, c, c};
-  const Weights widen{widen_panels, widen_bias, c, wide}, narrow{narrow_panels, narrow_bias, wide, c};
-  float* tokens = scratch(0, places * (6 * c + std::max(c, wide)));
-  float *qkv = tokens + places * c, *turned = qkv + 3 * places * c, *mixed = turned + places * c,
-        *hidden = mixed + places * c;
+  List list{weights};
+  const auto norm = [&](float* rows, int64_t m, int64_t n, const float* const* parameters) {
+    normalise(rows, m, n, parameters[0], parameters[1], epsilon);
+    gelu_of(rows, m * n);
+  };
+  const Weights fine = list.product(c, widths[0]), down = list.product(2 * c, halved);
+  const float* const* first = list.next;
+  list.next += 2;
+  const Weights middle = list.product(halved, widths[1]), further = list.product(2 * halved, quartered);
+  const float* const* second = list.next;
+  list.next += 2;
+  const Weights coarse = list.product(quartered, widths[2]);
 #pragma omp parallel num_threads(threads)
   {
-    const int64_t all = omp_get_num_threads(), me = omp_get_thread_num();
-    const int64_t top = h * me / all, bottom = h * (me + 1) / all, count = (bottom - top) * w;
-    float* own = tokens + top * w * c;
-    Ring ring(w, c, 1);
-    for (int64_t y = top; y < bottom; ++y) {
-      const float* rows[3];
-      ring.window(
-          y - 1, h, [&](int64_t row, float* to) { std::memcpy(to, x + row * w * c, sizeof(float) * w * c); }, rows);
-      float* to = tokens + y * w * c;
-      depthwise<false>(rows, across, c, depth, depth_bias, to);
-      for (int64_t i = 0; i < w * c; ++i) to[i] += rows[1][c + i];
-    }
-    std::memcpy(hidden + top * w * c, own, sizeof(float) * count * c);
-    normalise(hidden + top * w * c, count, c, scale1, shift1, epsilon1);
-    product<End::kPlain>(count, hidden + top * w * c, c, to_qkv, qkv + 3 * top * w * c, 3 * c, 3 * c);
-    for (int64_t p = top * w; p < bottom * w; ++p)
-      for (int64_t i = 0; i < c; ++i) turned[i * places + p] = factor * qkv[(3 * p + 1) * c + i];
-#pragma omp barrier
-    Buffer scores(kQueries * places);
+    Buffer halves(2 * 2 * w * halved), quarters(w * quartered);
 #pragma omp for
-    for (int64_t task = 0; task < heads * blocks; ++task) {
-      const int64_t head = task / blocks * d, first = task % blocks * kQueries;
-      const int64_t asked = std::min(kQueries, places - first);
-      multiply(asked, places, d, qkv + 3 * first * c + head, 3 * c, turned + head * places, places, scores.data(),
-               places);
-      for (int64_t q = 0; q < asked; ++q) {
-        float* s = scores.data() + q * places;
-        const float most = largest(s, places, s[0]);
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t p = 0; p < places; ++p) sum += s[p] = fast_exp(s[p] - most);
-        for (int64_t p = 0; p < places; ++p) s[p] /= sum;
+    for (int64_t y = 0; y < h; ++y) {
+      const float* rows = maps + 16 * y * w * c;
+      product<End::kPlain>(16 * w, rows, c, fine, outs[0] + 16 * y * w * fine.n, fine.n, fine.n);
+      for (int64_t i = 0; i < 2; ++i) {
+        const float* const pair[2] = {rows + 8 * i * w * c, rows + (8 * i + 4) * w * c};
+        product<End::kPlain>(2 * w, pair, 2, 2 * c, down, halves.data() + 2 * i * w * halved, halved, halved);
       }
-      multiply(asked, d, places, scores.data(), places, qkv + 2 * c + head, 3 * c, mixed + first * c + head, c);
+      norm(halves.data(), 4 * w, halved, first);
+      product<End::kPlain>(4 * w, halves.data(), halved, middle, outs[1] + 4 * y * w * middle.n, middle.n, middle.n);
+      const float* const pair[2] = {halves.data(), halves.data() + 2 * w * halved};
+      product<End::kPlain>(w, pair, 2, 2 * halved, further, quarters.data(), quartered, quartered);
+      norm(quarters.data(), w, quartered, second);
+      product<End::kPlain>(w, quarters.data(), quartered, coarse, outs[2] + y * w * coarse.n, coarse.n, coarse.n);
     }
-    float *sum = out + top * w * c, *values = hidden + top * w * wide;
-    product<End::kAdd>(count, mixed + top * w * c, c, proj, sum, c, c, own);
-    std::memcpy(own, sum, sizeof(float) * count * c);
-    normalise(own, count, c, scale2, shift2, epsilon2);
-    product<End::kPlain>(count, own, c, widen, values, wide, wide);
-    gelu_of(values, count * wide);
-    product<End::kAdd>(count, values, wide, narrow, sum, c, c, sum);
-  }
-}
-
-// A 2 x 2 product of stride 2 of (2h, 2w, c), layer norm and GELU, to (h, w, n), n a multiple of a vector.
-void textsam_down(int64_t h, int64_t w, int64_t c, int64_t n, const float* x, const float* panels, const float* bias,
-                  const float* scale, const float* shift, float epsilon, float* out, int64_t threads) {
-  using namespace textsam;
-  const Weights weights{panels, bias, 2 * c, n};
-#pragma omp parallel for num_threads(threads)
-  for (int64_t y = 0; y < h; ++y) {
-    const float* const pair[2] = {x + 4 * y * w * c, x + (4 * y + 2) * w * c};
-    float* to = out + y * w * n;
-    product<End::kPlain>(w, pair, 2, 2 * c, weights, to, n, n);
-    normalise(to, w, n, scale, shift, epsilon);
-    gelu_of(to, w * n);
   }
 }
 

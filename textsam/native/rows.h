@@ -15,6 +15,25 @@ struct Side {
         before(std::max<int64_t>((out - 1) * step + 3 - size, 0) / 2) {}
 };
 
+// A row of a depthwise 3 x 3 product: three rows of `width` channels, each behind `before` columns of zeros, to
+// `across.out` columns. Weights (9, width), bias (width,); `width` is a multiple of `kLanes`.
+template <bool clamped>
+void depthwise(const float* const* rows, const Side& across, int64_t width, const float* weights, const float* bias,
+               float* to) {
+  for (int64_t c = 0; c < width; c += kLanes) {
+    Vector w[9];
+    for (int64_t i = 0; i < 9; ++i) w[i] = vector(weights + i * width + c);
+    const Vector start = vector(bias + c);
+    for (int64_t x = 0; x < across.out; ++x) {
+      const int64_t left = x * across.stride * width + c;
+      Vector sum = start;
+      for (int64_t y = 0; y < 3; ++y)
+        for (int64_t i = 0; i < 3; ++i) sum += w[3 * y + i] * vector(rows[y] + left + i * width);
+      vector(to + x * width + c) = clamped ? clamp6(sum) : sum;
+    }
+  }
+}
+
 // Three rows of a map that is read from top to bottom, of which each is made once, and a row of zeros for the borders.
 class Ring {  // all zeros at first, as a buffer is
  public:
