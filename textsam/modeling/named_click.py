@@ -17,8 +17,8 @@ from textsam.modeling.structures import DrawnPrompts, ImageEmbeddings, MaskPredi
 from textsam.modeling.transformer import spread
 from textsam.modeling.unet import UNet
 
-SAID = 4 + 1 + 1 + 2 + 4  # masks of click, name, both and again, its logits softly and hardly limited; promises
-CLICK, SIMILARITY, DRAWN = 0, 3, 2  # of the drawn prompts
+CLICK, SIMILARITY = 0, 3  # of the drawn prompts
+LOGITS, MAPS = 10.0, 1 + 7 + 4 + 2  # see `NamedClickAnswers.maps`
 CHANNELS = (32, 64, 96, 96)
 DEEPEST = 8  # cells of the first level to one of the last
 
@@ -40,6 +40,24 @@ class NamedClickAnswers:
     again: MaskPredictions
     drawn: DrawnPrompts | None
 
+    def maps(self) -> Tensor:
+        """(N, MAPS, 4h, 4w) float32: the logits of `again` / `LOGITS`; all masks, softly limited, of a click's three
+        the one that promises most first; what the masks promise; the click and the name as they are drawn."""
+        if self.drawn is None or self.name is None:
+            raise ValueError(
+                "named_click draws from drawn prompts and the answer to the name, but one is missing; ask a model "
+                "whose config has named_click."
+            )
+        click, others = self.click, (self.name, self.both, self.again)
+        order = 1 + click.iou_predictions[:, 1:].argsort(dim=1, descending=True)
+        order = torch.cat([torch.zeros_like(order[:, :1]), order], dim=1)
+        rows = torch.arange(len(order), device=order.device)[:, None]
+        masks = torch.cat([click.low_res_logits[rows, order], *(each.low_res_logits for each in others)], dim=1).float()
+        promises = [click.iou_predictions[rows, order[:, :2]], *(each.iou_predictions for each in others[1:])]
+        promised = torch.cat(promises, dim=1).float()[..., None, None].expand(-1, -1, *masks.shape[-2:])
+        prompts = self.drawn.maps[:, [CLICK, SIMILARITY]].float()
+        return torch.cat([masks[:, -1:].clamp(-15, 15) / LOGITS, torch.tanh(masks / 4), promised, prompts], dim=1)
+
 
 def best_of_three(answer: MaskPredictions) -> Tensor:
     """(N, 1, 4h, 4w): of all four masks of an answer, the one of the last three that promises most."""
@@ -48,16 +66,16 @@ def best_of_three(answer: MaskPredictions) -> Tensor:
 
 
 class NamedClick(UNet):
-    """Adds to the logits of `NamedClickAnswers.again`; nothing at the start of training. Its levels lie at strides 8,
-    16, 32 and 64 of the encoder's input; the first takes the cells of the masks four at a time.
+    """Adds to the logits of `NamedClickAnswers.again`, limited to 15; nothing at the start of training.
+
+    Its levels lie at strides 8, 16, 32 and 64 of the encoder's input; the first takes the masks' cells four at a time.
 
     Args:
         embed_dim: C of the encoder's embedding.
     """
 
     def __init__(self, embed_dim: int, channels: tuple[int, ...] = CHANNELS) -> None:
-        cells = SAID + DRAWN + embed_dim // 8
-        super().__init__(4 * cells + embed_dim // 4, [embed_dim] * (len(channels) - 1), 4, channels)
+        super().__init__(4 * (MAPS + embed_dim // 8) + embed_dim // 4, [embed_dim] * (len(channels) - 1), 4, channels)
 
     def forward(self, image: ImageEmbeddings, answers: NamedClickAnswers, image_index: Tensor | None = None) -> Tensor:
         """
@@ -66,37 +84,22 @@ class NamedClick(UNet):
         Returns:
             (N, 1, 4h, 4w) logits.
         """
-        if image.high_res_features is None or answers.drawn is None or answers.name is None:
-            raise ValueError(
-                "named_click draws from high_res_skips, dense_geometry and the answer to the name, but one is missing; "
-                "ask a model whose config has named_click."
-            )
-        again = answers.again.low_res_logits.float()
-        count, (height, width) = len(again), again.shape[-2:]
-        stride4, stride8, stride16 = (
-            spread(each, count, image_index).float() for each in (*image.high_res_features, image.image_embeddings)
-        )
-        prompts = answers.drawn.maps[:, [CLICK, SIMILARITY]].float()
-        said = _said(answers.click, answers.name, answers.both, answers.again)
-        cells = F.pixel_unshuffle(torch.cat([said, prompts, stride4], dim=1), 2)
-        x, known = _padded(torch.cat([cells, stride8], dim=1), DEEPEST), _padded(stride16, DEEPEST // 2)
+        if image.high_res_features is None:
+            raise ValueError("named_click needs an encoder with high_res_skips, but image has no high_res_features.")
+        maps, features = answers.maps(), (*image.high_res_features, image.image_embeddings)
+        return self.correct(maps, *(spread(each, len(maps), image_index) for each in features))
+
+    def correct(self, maps: Tensor, stride4: Tensor, stride8: Tensor, stride16: Tensor) -> Tensor:
+        """What `forward` gives, of `NamedClickAnswers.maps` and the features of each prompt's image: (N, C/8, 4h, 4w),
+        (N, C/4, 2h, 2w) and (N, C, h, w)."""
+        maps, (height, width) = maps.float(), maps.shape[-2:]
+        cells = F.pixel_unshuffle(torch.cat([maps, stride4.float()], dim=1), 2)
+        x, known = _padded(torch.cat([cells, stride8.float()], dim=1), DEEPEST), _padded(stride16.float(), DEEPEST // 2)
         features = [known]
         for _ in self.see[1:]:
             features.append(F.avg_pool2d(features[-1], 2))
         drawn = F.pixel_shuffle(self.draw(x, features), 2)[..., :height, :width]
-        return again.to(drawn.dtype) + drawn
-
-
-def _said(click: MaskPredictions, name: MaskPredictions, both: MaskPredictions, again: MaskPredictions) -> Tensor:
-    """(N, SAID, 4h, 4w): the masks and what they promise, of a click's three the one that promises most first."""
-    order = 1 + click.iou_predictions[:, 1:].argsort(dim=1, descending=True)
-    order = torch.cat([torch.zeros_like(order[:, :1]), order], dim=1)
-    rows = torch.arange(len(order), device=order.device)[:, None]
-    logits = [click.low_res_logits[rows, order], *(each.low_res_logits for each in (name, both, again))]
-    masks = [each.float() for each in logits]
-    promises = (click.iou_predictions[rows, order[:, :2]], both.iou_predictions, again.iou_predictions)
-    promised = torch.cat(promises, dim=1).float()[..., None, None].expand(-1, -1, *masks[0].shape[-2:])
-    return torch.cat([*(torch.tanh(each / 4) for each in masks), masks[-1].clamp(-15, 15) / 10, promised], dim=1)
+        return LOGITS * maps[:, :1].to(drawn.dtype) + drawn
 
 
 def _padded(x: Tensor, multiple: int) -> Tensor:

@@ -252,7 +252,7 @@ class TextSamNetwork(nn.Module):
         """
         answers = self.ask_named_clicks(image, point_coords, point_labels, text_embeddings, image_index)
         again = replace(answers.again, presence_logits=answers.both.presence_logits)
-        if not self.config.named_click:
+        if not (self.config.named_click and len(point_coords)):
             return again
         return replace(again, low_res_logits=self.draw_named_clicks(image, answers, image_index))
 
