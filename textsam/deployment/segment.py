@@ -3,7 +3,8 @@
     python segment.py PHOTO WORD [WORD ...]
 
 writes WORD.png, everything in the photo that WORD names, and prints how likely it is there at all. Simpler than TextSAM
-itself: names must be spelled as in config.json, and a word's instances are one mask, with the decoder's own presence.
+itself: names must be spelled as in config.json, a word's instances are one mask, with the decoder's own presence, and a
+click and a word go into one call of the decoder, while `predict` joins several.
 """
 
 import json

@@ -220,7 +220,7 @@ class MobileEncoder(nn.Module):
                 nn.LayerNorm(presence_dim),
             )
         # What the compiled kernels need.
-        widths = (out_chans // 4, pyramid_dim, context_dim, similarity_dim or 1)
+        widths = (out_chans // 4, pyramid_dim, context_dim, similarity_dim or 1, presence_dim or 16)
         self.whole_vectors = high_res_skips and all(width % 16 == 0 for width in widths)
 
     def forward(self, pixel_values: Tensor) -> MobileFeatures:
@@ -232,12 +232,15 @@ class MobileEncoder(nn.Module):
         """
         natively = packed(self, PackedMobile, pixel_values) if self.whole_vectors else None
         if natively is not None:
-            p32, p16, skip4, skip8, compared = natively(pixel_values, stride_of_blocks())
-            return MobileFeatures(p16, (skip4, skip8), compared, self._presence(p32))
+            _, p16, skip4, skip8, compared, whole = natively(pixel_values, stride_of_blocks())
+            return MobileFeatures(p16, (skip4, skip8), compared, whole if self.presence_head is not None else None)
         taps = self.trunk.forward_features(pixel_values)
         p32 = self.context(self.lateral32(taps[32]))
         p16 = self.smooth16(self.lateral16(taps[16]) + upsample(p32, taps[16]))
-        embeddings, presence = self.neck(p16), self._presence(p32)
+        embeddings, presence = self.neck(p16), None
+        if self.presence_head is not None:
+            # The mean says what the picture is of, the maximum what else is somewhere in it.
+            presence = self.presence_head(torch.cat([p32.mean((2, 3)), p32.amax((2, 3))], dim=1))
         if not self.high_res_skips and self.similarity_head is None:
             return MobileFeatures(embeddings, None, None, presence)
         p8 = self.smooth8(self.lateral8(taps[8]) + upsample(self.down16(p16), taps[8]))
@@ -247,12 +250,6 @@ class MobileEncoder(nn.Module):
             skips = (self.skip4(p4), self.skip8(p8))
         similarity = None if self.similarity_head is None else self.similarity_head(p8)
         return MobileFeatures(embeddings, skips, similarity, presence)
-
-    def _presence(self, p32: Tensor) -> Tensor | None:
-        """(B, ..., H/32, W/32) -> (B, E). The mean says what the picture is of, the maximum what else is in it."""
-        if self.presence_head is None:
-            return None
-        return self.presence_head(torch.cat([p32.mean((2, 3)), p32.amax((2, 3))], dim=1))
 
     @torch.no_grad()
     def load_trunk(self, state_dict: dict[str, Tensor]) -> None:

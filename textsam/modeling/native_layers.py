@@ -90,7 +90,7 @@ class PackedTrunk:
 
 
 class PackedMobile:
-    """A `MobileEncoder` with skips and a head for text; without its vector of the whole image."""
+    """A `MobileEncoder` with skips and a head for text."""
 
     def __init__(self, compiled: Kernels, encoder: Any) -> None:
         self.kernels, self.trunk = compiled, PackedTrunk(compiled, encoder.trunk)
@@ -102,9 +102,10 @@ class PackedMobile:
             encoder.context[0].num_heads if len(encoder.context) else 1,
         )
         self.blocks = len(encoder.context)
-        self.epsilons = (encoder.context[0].norm1.eps if len(encoder.context) else 0.0, last.eps)
-        layers = (encoder.lateral32, encoder.neck[0], encoder.skip4, encoder.skip8, compared)
-        self.outs = [layer.out_channels for layer in layers]
+        plain = [*(block.norm1 for block in encoder.context), *list(encoder.presence_head or ())[:1]]
+        self.epsilons = (plain[0].eps if plain else 0.0, last.eps)
+        to = (encoder.lateral32, encoder.neck[0], encoder.skip4, encoder.skip8, compared)
+        self.outs = [layer.out_channels for layer in to]
         self.weights = [*_place(compiled, encoder.lateral32)]
         for block in encoder.context:
             self.weights += _context(compiled, block)
@@ -115,20 +116,28 @@ class PackedMobile:
         self.weights += [*_place(compiled, encoder.lateral4), *_separable(compiled, encoder.smooth4)]
         self.weights += _place(compiled, encoder.skip4)
         self.weights += [*_separable(compiled, head), *_place(compiled, compared), *_norm(last)]
+        self.whole = 0
+        if encoder.presence_head is not None:
+            first, widen, _, narrow, second = encoder.presence_head
+            self.whole = narrow.out_features
+            mlp = [*compiled.panels(widen.weight, widen.bias), *compiled.panels(narrow.weight, narrow.bias)]
+            self.weights += [*_norm(first), *mlp, *_norm(second)]
 
     def __call__(self, pixel_values: Tensor, taps: dict[int, int]) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> maps of the channels of `lateral32`, `neck`, `skip4`, `skip8` and `similarity_head`; `taps`
-        from block to stride."""
+        """(B, 3, H, W) -> maps of the channels of `lateral32`, `neck`, `skip4`, `skip8` and `similarity_head`, and
+        (B, channels) of `presence_head`, none without; `taps` from block to stride."""
         found = self.trunk(pixel_values, taps)
         maps = [_channels_last(found[stride]) for stride in (4, 8, 16, 32)]
         outs = [
             _empty(maps[level], *maps[level].shape[1:3], channels)
             for level, channels in zip((3, 2, 0, 1, 1), self.outs, strict=True)
         ]
-        for i in range(len(pixel_values)):
-            own = [each[i] for each in maps], [each[i] for each in outs]
-            self.kernels.pyramid(own[0], self.inner, self.blocks, self.epsilons, self.weights, own[1])
-        return tuple(map(_channels_first, outs))
+        whole = _empty(pixel_values, self.whole)
+        for i, vector in enumerate(whole):
+            own, to = ([each[i] for each in group] for group in (maps, outs))
+            place = vector if self.whole else None
+            self.kernels.pyramid(own, self.inner, self.blocks, self.epsilons, self.weights, to, place)
+        return (*map(_channels_first, outs), whole)
 
 
 class PackedConvolution:

@@ -173,6 +173,23 @@ struct Joined {
   }
 };
 
+// What a whole map (places, c) says: layer norm of its means and maxima, a product, GELU, a product, layer norm.
+void whole(int64_t places, int64_t c, List& list, const float* epsilons, const float* x, int64_t n, float* out) {
+  Buffer seen(2 * c), hidden(padded(2 * c));
+  float *mean = seen.data(), *most = mean + c;
+  std::copy(x, x + c, most);
+  for (int64_t p = 0; p < places; ++p)
+    for (int64_t i = 0; i < c; ++i) {
+      mean[i] += x[p * c + i] / static_cast<float>(places);
+      most[i] = std::max(most[i], x[p * c + i]);
+    }
+  norm_of(list, epsilons[0]).of(mean, 1, 2 * c);
+  product<End::kPlain>(1, mean, 2 * c, list.product(2 * c, 2 * c), hidden.data(), 2 * c, 2 * c);
+  gelu_of(hidden.data(), 2 * c);
+  product<End::kPlain>(1, hidden.data(), 2 * c, list.product(2 * c, n), out, n, n);
+  norm_of(list, epsilons[0]).of(out, 1, n);
+}
+
 }  // namespace
 }  // namespace textsam
 
@@ -180,8 +197,8 @@ extern "C" {
 
 // The trunk's maps at strides 4, 8, 16 and 32 (`sizes` has height and width of each, `widths` the channels) to the
 // maps `outs`: the coarsest one after its transformer blocks, the embedding at stride 16, finer maps at strides 4 and 8,
-// and what is compared with text at stride 8. `inner` has the channels of the pyramid at strides 4, 8 and 16, the heads
-// of a transformer block and the channels of these five.
+// what is compared with text at stride 8 and, where there is a place for it, in the whole picture. `inner` has the
+// channels of the pyramid at strides 4, 8 and 16, the heads of a transformer block and the channels of these six.
 void textsam_pyramid(const int64_t* sizes, const int64_t* widths, const int64_t* inner, int64_t blocks,
                      const float* epsilons, const float* const* taps, const float* const* weights,
                      float* const* outs, int64_t threads) {
@@ -237,6 +254,7 @@ void textsam_pyramid(const int64_t* sizes, const int64_t* widths, const int64_t*
         row(compared, y, w8, from, outs[4]);
         compared_norm.of(outs[4] + y * w8 * compared.n, w8, compared.n);
       });
+  if (outs[5]) whole(h32 * w32, c16, list, epsilons, outs[0], channels[5], outs[5]);
 }
 
 }  // extern "C"
