@@ -3,8 +3,7 @@
     python segment.py PHOTO WORD [WORD ...]
 
 writes WORD.png, everything in the photo that WORD names, and prints how likely it is there at all. Simpler than TextSAM
-itself: names must be spelled as in config.json, a word's instances are one mask, with the decoder's own presence, and a
-click and a word go into one call of the decoder, while `predict` joins several.
+itself: names must be spelled as in config.json, and a word's instances are one mask, with the decoder's own presence.
 """
 
 import json
@@ -73,6 +72,15 @@ def decode(
     inputs = {"point_coords": coords.astype(np.float32), "point_labels": labels.astype(np.int64), "has_mask": given}
     inputs["mask_input"] = np.zeros((len(coords), 1, side, side), np.float32) if mask is None else mask
     return run("prompt_decoder.onnx", image | inputs | {"text_embeddings": text})
+
+
+def join(image: dict, coords: np.ndarray, text: np.ndarray) -> list:
+    """One click (N, 2) px of the resized photo and one word (N, D) for each of N objects, as `predict` joins them ->
+    logits (N, 1, 4h, 4w), predicted IoU (N, 1), presence logits (N, 1)."""
+    if not (HERE / "named_click.onnx").exists():
+        raise SystemExit("This model does not join clicks and words (no named_click.onnx): ask `decode` for both.")
+    inputs = {"point_coords": coords[:, None].astype(np.float32), "text_embeddings": text[:, None]}
+    return run("named_click.onnx", image | inputs)
 
 
 def sample(maps: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:

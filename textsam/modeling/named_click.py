@@ -51,7 +51,7 @@ class NamedClickAnswers:
         click, others = self.click, (self.name, self.both, self.again)
         order = 1 + click.iou_predictions[:, 1:].argsort(dim=1, descending=True)
         order = torch.cat([torch.zeros_like(order[:, :1]), order], dim=1)
-        rows = torch.arange(len(order), device=order.device)[:, None]
+        rows = torch.arange(order.shape[0], device=order.device)[:, None]
         masks = torch.cat([click.low_res_logits[rows, order], *(each.low_res_logits for each in others)], dim=1).float()
         promises = [click.iou_predictions[rows, order[:, :2]], *(each.iou_predictions for each in others[1:])]
         promised = torch.cat(promises, dim=1).float()[..., None, None].expand(-1, -1, *masks.shape[-2:])
@@ -62,7 +62,7 @@ class NamedClickAnswers:
 def best_of_three(answer: MaskPredictions) -> Tensor:
     """(N, 1, 4h, 4w): of all four masks of an answer, the one of the last three that promises most."""
     best = 1 + answer.iou_predictions[:, 1:].argmax(dim=1)
-    return answer.low_res_logits[torch.arange(len(best), device=best.device), best][:, None]
+    return answer.low_res_logits[torch.arange(best.shape[0], device=best.device), best][:, None]
 
 
 class NamedClick(UNet):
@@ -87,7 +87,7 @@ class NamedClick(UNet):
         if image.high_res_features is None:
             raise ValueError("named_click needs an encoder with high_res_skips, but image has no high_res_features.")
         maps, features = answers.maps(), (*image.high_res_features, image.image_embeddings)
-        return self.correct(maps, *(spread(each, len(maps), image_index) for each in features))
+        return self.correct(maps, *(spread(each, maps.shape[0], image_index) for each in features))
 
     def correct(self, maps: Tensor, stride4: Tensor, stride8: Tensor, stride16: Tensor) -> Tensor:
         """What `forward` gives, of `NamedClickAnswers.maps` and the features of each prompt's image: (N, C/8, 4h, 4w),
