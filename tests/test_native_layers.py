@@ -46,7 +46,7 @@ def test_the_u_net_of_details(compiled: Kernels, channels: tuple[int, ...], simi
     known = [layer.in_channels for layer in detail.see]
     x = torch.randn(2, 4 * MAPS, side, side)
     features = [torch.randn(2, each, side >> i, side >> i) for i, each in enumerate(known, start=1)]
-    agree(compiled, detail, lambda: detail.draw(x, features))
+    agree(compiled, detail, lambda: detail._unet(x, features))
 
 
 @pytest.mark.parametrize("size", [(16, 8), (28, 44)])

@@ -15,26 +15,17 @@ import pytest
 import torch
 from miniatures import CLIP_DIM, mobile_miniature
 from PIL import Image
-from tiny_models import randomize, tiny_model, unit_text
+from tiny_models import tiny_model, unit_text
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import textsam
 from textsam import deployment
 from textsam.commands.cli import app
-from textsam.deployment.onnx_export import (
-    MASK_DETAIL,
-    NAMED_CLICK,
-    _export_detail,
-    _export_named_click,
-    export_onnx,
-    quantize,
-)
-from textsam.deployment.onnx_modules import image_parts
+from textsam.deployment.onnx_export import MASK_DETAIL, _export_detail, export_onnx, quantize
 from textsam.deployment.onnx_timing import compare
 from textsam.prompting.mask_details import Asked, masks_of_photo
 from textsam.prompting.transforms import ImageGeometry
-from train.named_click import with_named_click
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -137,32 +128,6 @@ def test_masks_of_words(exported: tuple[textsam.TextSam, Path], cat_photo: np.nd
     assert expected.any()
     assert not expected.all()
     assert (masks != expected).mean() < 0.002  # the padding's logits bleed over its edge here
-
-
-def test_a_click_and_a_word_are_joined(tmp_path: Path, cat_photo: np.ndarray) -> None:
-    model = with_named_click(mobile_miniature(seed=2)).eval()
-    randomize(model.named_click)
-    with torch.no_grad():
-        image = model.encode_image(torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
-    parts = image_parts(image)
-    _export_named_click(model, parts, tmp_path / NAMED_CLICK, int8=False)
-    shutil.copy(deployment.__path__[0] + "/segment.py", tmp_path)
-    script = load_script(tmp_path)
-    points = torch.tensor([[30.0, 40.0], [90.0, 70.0], [5.0, 120.0]])
-    for count in (3, 1):
-        clicks, words = points[:count], unit_text(CLIP_DIM)[[0, 1, 0]][:count]
-        labels = torch.ones(count, 1, dtype=torch.int64)
-        with torch.inference_mode():
-            expected = model.decode_named_clicks(image, clicks[:, None], labels, words)
-        named = {name: part.numpy() for name, part in parts.items()}
-        logits, iou, presence = script.join(named, clicks.numpy(), words.numpy())
-        scale = float(expected.low_res_logits.abs().max())
-        np.testing.assert_allclose(logits, expected.low_res_logits, rtol=0, atol=1e-4 * max(scale, 1))
-        np.testing.assert_allclose(iou, expected.iou_predictions, rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(presence[:, 0], expected.presence_logits, rtol=1e-3, atol=1e-3)
-    (tmp_path / NAMED_CLICK).unlink()
-    with pytest.raises(SystemExit, match="no named_click"):
-        script.join(named, clicks.numpy(), words.numpy())
 
 
 def test_masks_are_redrawn_near_by(tmp_path: Path, cat_photo: np.ndarray) -> None:

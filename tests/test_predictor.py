@@ -209,7 +209,7 @@ def test_boxes_of_a_detector_keep_their_names(sam, photo):
 
 def test_text_joins_geometry(photo):
     """One decoder call of points and text is what the model's own verbs give; text changes the result."""
-    textsam = TextSam(mobile_miniature(seed=2), HashedWords(), text_options=TextPromptOptions(join_clicks=False))
+    textsam = TextSam(mobile_miniature(seed=2), HashedWords(), text_options=TextPromptOptions(click_rounds=0))
     textsam.set_image(photo)
     points = [[[30, 40]], [[90, 90]]]
     named = textsam.predict(points=points, text=["cat", "dog"], return_logits=True)
@@ -237,24 +237,26 @@ def test_text_joins_geometry(photo):
 
 
 def test_a_click_and_a_name_are_asked_again_about_the_mean_of_what_they_say(photo):
-    """As with the model's own verbs; with several clicks, a box or three masks asked for, they are not."""
+    """Once and twice, as with the model's own verbs; with several clicks, a box or three masks asked for, never."""
 
-    def ask(join, **prompts):
-        sam = TextSam(mobile_miniature(seed=2), HashedWords(), text_options=TextPromptOptions(join_clicks=join))
+    def ask(rounds, **prompts):
+        sam = TextSam(mobile_miniature(seed=2), HashedWords(), text_options=TextPromptOptions(click_rounds=rounds))
         found = sam.predict(photo, text="cat", return_logits=True, **prompts)
         return found.data["low_res_logits"], found.data["presence"]
 
     click = {"points": [[[30, 40]]]}
     sam = TextSam(mobile_miniature(seed=2), HashedWords())
     alone = sam.predict(photo, **click, multimask_output=True, return_logits=True).data
-    about = (ask(False, **click)[0] + alone["low_res_logits"][[alone["predicted_iou"].argmax()]]) / 2
-    logits, presence = ask(True, **click)
-    np.testing.assert_allclose(logits, ask(False, **click, mask_input=about)[0], rtol=1e-4, atol=1e-3)
-    np.testing.assert_array_equal(presence, ask(False, **click)[1])
-    assert np.abs(logits - ask(False, **click)[0]).max() > 0.1
+    about = (ask(0, **click)[0] + alone["low_res_logits"][[alone["predicted_iou"].argmax()]]) / 2
+    for rounds in (1, 2):
+        about = ask(0, **click, mask_input=about)[0]
+        logits, presence = ask(rounds, **click)
+        np.testing.assert_allclose(logits, about, rtol=1e-4, atol=1e-3)
+        np.testing.assert_array_equal(presence, ask(0, **click)[1])
+    assert np.abs(logits - ask(0, **click)[0]).max() > 0.1
     others = [{"points": [[[30, 40], [60, 40]]]}, {"points": [[[30, 40]]], "boxes": [10, 20, 90, 80]}]
     for other in (*others, click | {"multimask_output": True}, click | {"point_labels": [[0]]}):
-        np.testing.assert_array_equal(ask(True, **other)[0], ask(False, **other)[0])
+        np.testing.assert_array_equal(ask(2, **other)[0], ask(0, **other)[0])
 
 
 def test_one_text_serves_all_prompt_sets(textsam, photo):

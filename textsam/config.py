@@ -37,8 +37,6 @@ class NetworkConfig:
             `high_res_skips`. See `FineMasks`.
         finish_masks: fine masks are drawn a last time from several views of the picture; needs fine_masks.
         mask_detail: masks are redrawn near by, on the photo's own pixels; needs `high_res_skips`. See `MaskDetail`.
-        named_click: a click and a name are joined by a part of their own; needs `high_res_skips`, `similarity_head` and
-            dense_geometry. See `NamedClick`.
         dense_text: where CLIP's own image tower sees a text is a mask prompt, too; for encoders without a
             `similarity_head`. See `DenseText`.
         text_regions: of a model that finds written text: its levels, tile and rule of shrinking, as
@@ -81,7 +79,6 @@ class NetworkConfig:
         fine_masks: bool = False,
         finish_masks: bool = False,
         mask_detail: bool = False,
-        named_click: bool = False,
         dense_text: bool = False,
         text_regions: dict[str, Any] | None = None,
         text_trained: bool = False,
@@ -103,11 +100,6 @@ class NetworkConfig:
             raise ValueError("fine_masks needs high_res_skips=True: it starts from the map at stride 4.")
         if mask_detail and not high_res_skips:
             raise ValueError("mask_detail needs high_res_skips=True: it looks at the crops' maps at strides 4 and 8.")
-        if named_click and not (high_res_skips and similarity_head and dense_geometry):
-            raise ValueError(
-                "named_click needs high_res_skips=True, similarity_head=True and dense_geometry=True: it sees the name "
-                "drawn on the finer maps."
-            )
         if dense_text and similarity_head:
             raise ValueError("dense_text and similarity_head both say where a text is: choose one of them.")
         if finish_masks and not fine_masks:
@@ -146,7 +138,6 @@ class NetworkConfig:
         self.fine_masks = fine_masks
         self.finish_masks = finish_masks
         self.mask_detail = mask_detail
-        self.named_click = named_click
         self.dense_text = dense_text
         self.text_regions = text_regions
         self.text_trained = text_trained

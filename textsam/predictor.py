@@ -162,8 +162,8 @@ class TextSam:
         """Masks of what is asked for. All coordinates are pixels of the original photo.
 
         *Text alone*: every instance of every text, those of a text together and best first. *Points, boxes, masks, with
-        or without text*: one object for each prompt set, in their order, exactly as SAM; a text and a single click are
-        joined (`TextPromptOptions.join_clicks`).
+        or without text*: one object for each prompt set, in their order, exactly as SAM; a text beside one click is
+        asked again about what the two say (`TextPromptOptions.click_rounds`).
 
         A model with `mask_detail` redraws each mask on the photo's own pixels; `low_res_logits` stay the decoder's.
 

@@ -296,13 +296,13 @@ class MaskDetailStep(nn.Module):
         each = F.binary_cross_entropy_with_logits(drawn, mask, reduction="none")
         return {
             "bce": (each * known).mean(),
-            "iou": 1 - soft_iou(drawn.sigmoid(), mask, known).mean(),
+            "iou": 1 - _soft_iou(drawn.sigmoid(), mask, known).mean(),
             "_before": losses.mask_iou(logits, mask, known).mean(),
             "_after": losses.mask_iou(drawn, mask, known).mean(),
         }
 
 
-def soft_iou(probability: Tensor, mask: Tensor, known: Tensor) -> Tensor:
+def _soft_iou(probability: Tensor, mask: Tensor, known: Tensor) -> Tensor:
     """(N,), differentiable: what is shared counts by its probability."""
     both = (probability * mask * known).sum((1, 2, 3))
     return both / (((probability + mask) * known).sum((1, 2, 3)) - both + 1e-6)

@@ -61,28 +61,6 @@ def draw_from(names: list[str]) -> list[int]:
     return [i for i, name in enumerate(names) if not common & set(name.replace("/", " ").replace("(", " ").split())]
 
 
-def sources_of(data: Path) -> list[Source]:
-    """The sets in their folders."""
-    return [
-        Source(data / folder, weight, exhaustive, semantic, unnamed)
-        for folder, weight, exhaustive, semantic, unnamed in SETS
-    ]
-
-
-def embedding_table(names: str, crops: str | None) -> tuple[EmbeddingTable, list[str]]:
-    """What to ask with, and the names of its rows.
-
-    Args:
-        names: npz of text embeddings. crops: made by `train.crop_embeddings`, or None.
-    """
-    known, embeddings = load_targets(names)
-    of_crops = {}
-    for key, value in load_file(crops).items() if crops else ():
-        folder, number = key.rsplit("/", 1)
-        of_crops[folder, int(number)] = value
-    return EmbeddingTable(embeddings, of_crops, torch.tensor(draw_from(known)), embeddings.mean(0)), known
-
-
 def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptions]:
     torch.manual_seed(args.seed)
     options = LoopOptions(
@@ -110,13 +88,24 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
         start_from(model, load_file(Path(args.init) / "model.safetensors"))
     model.image_encoder.to(memory_format=torch.channels_last)
 
-    table, names = embedding_table(args.names, args.crops)
+    names, embeddings = load_targets(args.names)
     # Known names sit in one narrow cone of CLIP's space; what tells them apart is the rest.
-    model.prompt_encoder.modality_means[:] = table.mean
+    model.prompt_encoder.modality_means[:] = embeddings.mean(0)
     vocabulary = Vocabulary.load(Path(args.text_encoder) / "vocabulary.json")
+    position = {name: i for i, name in enumerate(names)}
+    name_index = NameIndex(vocabulary, position)
+    crops = {}
+    if args.crops:
+        for key, value in load_file(args.crops).items():
+            folder, number = key.rsplit("/", 1)
+            crops[folder, int(number)] = value
+    sources = [
+        Source(Path(args.data) / folder, weight, exhaustive, semantic, unnamed)
+        for folder, weight, exhaustive, semantic, unnamed in SETS
+    ]
     data = CocoSamples(
-        sources_of(Path(args.data)),
-        NameIndex(vocabulary, {name: i for i, name in enumerate(names)}),
+        sources,
+        name_index,
         size=config.image_size,
         instances=args.instances,
         scale_range=(args.min_scale, args.max_scale),
@@ -124,6 +113,7 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
         seed=args.seed,
         length=options.steps * options.batch_size * 64,
     )
+    table = EmbeddingTable(embeddings, crops, torch.tensor(draw_from(names)), embeddings.mean(0))
     step = TextSamStep(model, table, rounds=args.rounds, fixed_count=torch.cuda.is_available())
     return step, data, options
 

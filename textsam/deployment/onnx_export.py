@@ -17,12 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.nn import functional as F
 
 from textsam.deployment.onnx_modules import (
     OnnxImageEncoder,
     OnnxMaskDetail,
-    OnnxNamedClick,
     OnnxPromptDecoder,
     OnnxTextEncoder,
     image_parts,
@@ -34,7 +32,6 @@ from textsam.prompting.mask_details import DETAIL_SIDE
 OPSET = 20
 IMAGE_ENCODER, TEXT_ENCODER, PROMPT_DECODER = "image_encoder.onnx", "text_encoder.onnx", "prompt_decoder.onnx"
 MASK_DETAIL = "mask_detail.onnx"
-NAMED_CLICK = "named_click.onnx"
 
 
 def export_onnx(
@@ -79,9 +76,6 @@ def export_onnx(
         _export(OnnxImageEncoder(model), (pixels,), ({},), part / IMAGE_ENCODER, int8, **names)
         on_graph(PROMPT_DECODER)
         _export_decoder(model, parts, part / PROMPT_DECODER, int8)
-        if model.config.named_click:
-            on_graph(NAMED_CLICK)
-            _export_named_click(model, parts, part / NAMED_CLICK, int8)
         if model.config.mask_detail:
             on_graph(MASK_DETAIL)
             _export_detail(model, part / MASK_DETAIL, int8)
@@ -116,23 +110,6 @@ def _export_decoder(model: Any, parts: dict[str, Tensor], path: Path, int8: bool
         OnnxPromptDecoder(model, list(parts), model.config.image_size),
         (list(parts.values()), *tensors),
         ([{} for _ in parts], *free),
-        path,
-        int8,
-        input_names=[*parts, *examples],
-        output_names=["low_res_logits", "iou_predictions", "presence_logits"],
-    )
-
-
-def _export_named_click(model: Any, parts: dict[str, Tensor], path: Path, int8: bool) -> None:
-    count, config = Dim("prompts"), model.config
-    examples = {
-        "point_coords": torch.rand(2, 1, 2) * config.image_size,
-        "text_embeddings": F.normalize(torch.randn(2, 1, config.clip_dim), dim=-1),
-    }
-    _export(
-        OnnxNamedClick(model, list(parts), config.image_size),
-        (list(parts.values()), *examples.values()),
-        ([{} for _ in parts], *({0: count} for _ in examples)),
         path,
         int8,
         input_names=[*parts, *examples],

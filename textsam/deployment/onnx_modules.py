@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from textsam.language.small_clip import SmallTextEncoder
 from textsam.modeling.mask_detail import draw_boxes, draw_clicks
-from textsam.modeling.named_click import NamedClickAnswers, best_of_three
-from textsam.modeling.structures import DrawnPrompts, ImageEmbeddings, MaskPredictions, PromptEmbeddings
+from textsam.modeling.structures import DrawnPrompts, ImageEmbeddings, PromptEmbeddings
 from textsam.modeling.text_sam import TextSamNetwork
 
 # What an encoded image consists of, in this order; a model has the first and any of the others.
@@ -181,50 +180,6 @@ class OnnxPromptDecoder(nn.Module):
         coords, labels = F.pad(coords, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1)
         maps: nn.Module = self.model.prompt_encoder.geometry_maps  # type: ignore[assignment]
         return maps(coords.shape[0], self.input_size, coords, labels, boxes, similarity, mask_input)
-
-
-class OnnxNamedClick(OnnxPromptDecoder):
-    """A click and a text on one image to the mask of one thing, as `TextSamNetwork.decode_named_clicks` joins them.
-
-    Args:
-        model: one with `named_click`. The rest: as of `OnnxPromptDecoder`.
-    """
-
-    def forward(  # type: ignore[override]
-        self, parts: list[Tensor], point_coords: Tensor, text_embeddings: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """
-        Args:
-            parts: as of `OnnxPromptDecoder`. point_coords: (N, 1, 2) xy in px of the encoder's input, on the thing.
-            text_embeddings: (N, 1, D) of unit length.
-        Returns:
-            low_res_logits (N, 1, 4h, 4w), iou_predictions (N, 1), presence_logits (N, 1).
-        """
-        image = self._image(parts)
-        coords = F.pad(point_coords, (0, 0, 0, 1))
-        labels = torch.ones_like(coords[..., 0], dtype=torch.int64)
-        labels[:, 1] = -1
-        ungiven = torch.zeros_like(coords[:, 0, 0])
-        nothing = ungiven[:, None, None, None].expand(-1, 1, *(side // 4 for side in self.input_size))
-
-        def ask(points: int, texts: int, mask: Tensor, given: Tensor) -> MaskPredictions:
-            # Without text nothing is compared with it: a graph cannot do so with none.
-            seen = image if texts else replace(image, similarity_features=None, presence_features=None)
-            prompts = (coords[:, :points], labels[:, :points], mask, given, text_embeddings[:, :texts])
-            return MaskPredictions(*self.answer(seen, *prompts))
-
-        def single(answer: MaskPredictions) -> MaskPredictions:
-            return replace(
-                answer, low_res_logits=answer.low_res_logits[:, :1], iou_predictions=answer.iou_predictions[:, :1]
-            )
-
-        click, name = ask(2, 0, nothing, ungiven), single(ask(0, 1, nothing, ungiven))
-        both = single(ask(2, 1, nothing, ungiven))
-        again = single(ask(2, 1, (both.low_res_logits + best_of_three(click)) / 2, ungiven + 1))
-        drawn = self._draw(image, coords, labels, nothing, text_embeddings)[1]
-        answers = NamedClickAnswers(click, name, both, again, drawn)
-        logits = self.model.named_click(image, answers)
-        return logits, again.iou_predictions, both.presence_logits  # type: ignore[return-value]
 
 
 class OnnxMaskDetail(OnnxPromptDecoder):

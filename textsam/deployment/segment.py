@@ -74,15 +74,6 @@ def decode(
     return run("prompt_decoder.onnx", image | inputs | {"text_embeddings": text})
 
 
-def join(image: dict, coords: np.ndarray, text: np.ndarray) -> list:
-    """One click (N, 2) px of the resized photo and one word (N, D) for each of N objects, as `predict` joins them ->
-    logits (N, 1, 4h, 4w), predicted IoU (N, 1), presence logits (N, 1)."""
-    if not (HERE / "named_click.onnx").exists():
-        raise SystemExit("This model does not join clicks and words (no named_click.onnx): ask `decode` for both.")
-    inputs = {"point_coords": coords[:, None].astype(np.float32), "text_embeddings": text[:, None]}
-    return run("named_click.onnx", image | inputs)
-
-
 def sample(maps: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Bilinear, (..., h, w) at rows y and columns x, of which the first has its centre at 0.5 -> (..., Y, X)."""
     for axis, places in ((-2, y), (-1, x)):

@@ -1,21 +1,55 @@
 """Details of one mask, seen from near: its outline drawn again in a square crop of the photo around it.
 
 The decoder draws on cells of 4 px of an input that is smaller than the photo, the same for small things and large.
-Here each mask fills the view. The image encoder looks at the crop, too, and a U-Net over its features, the photo's own
-pixels and the prompt corrects the decoder's logits, as CascadePSP (Cheng et al. 2020) does in several passes.
+Here each mask fills the view. The image encoder looks at the crop, too, and a U-Net (Ronneberger et al. 2015) over its
+features, the photo's own pixels and the prompt corrects the decoder's logits, as CascadePSP (Cheng et al. 2020) does in
+several passes.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from textsam.modeling.fine_masks import Conv3x3
+from textsam.modeling.layers import PointwiseConv2d
+from textsam.modeling.native_layers import PackedUNet, packed
 from textsam.modeling.structures import ImageEmbeddings
-from textsam.modeling.unet import CHANNELS, UNet
 
+CHANNELS = (32, 48, 64, 96)  # at strides 2, 4, 8 and 16 of the crop
 CLICK_RADIUS = 0.03  # of the crop's side
 MAPS = 7  # red, green, blue, logits softly and hardly limited, box, clicks
+
+
+class ConvPair(nn.Module):
+    """Two 3 x 3 convolutions, the second added to the first."""
+
+    def __init__(self, in_chans: int, out_chans: int) -> None:
+        super().__init__()
+        self.first = Conv3x3(in_chans, out_chans)
+        self.norm = nn.GroupNorm(4, out_chans)
+        self.second = Conv3x3(out_chans, out_chans)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            x: (N, C, h, w). other: (N, in_chans - C, h, w), with which it is joined; x may then be twice or half as
+                large.
+        Returns:
+            (N, out_chans, h, w).
+        """
+        if other is not None:
+            x = torch.cat([_resized(x, other.shape[-1]), other], dim=1)
+        x = F.gelu(self.norm(self.first(x)))
+        return x + self.second(x, gelu=True)
+
+
+def _resized(x: Tensor, side: int) -> Tensor:
+    """A square map at `side` px, which it has, or half or twice that."""
+    if x.shape[-1] > side:
+        return F.max_pool2d(x, 2)
+    return x if x.shape[-1] == side else F.interpolate(x, (side, side), mode="bilinear", align_corners=False)
 
 
 def draw_boxes(boxes: Tensor, side: int) -> Tensor:
@@ -36,17 +70,26 @@ def draw_clicks(points: Tensor, labels: Tensor, side: int) -> Tensor:
     return torch.einsum("nk,nky,nkx->nyx", sign, down, across).clamp(-1, 1)[:, None]
 
 
-class MaskDetail(UNet):
-    """Adds to the logits of a mask in its crop; nothing at the start of training. Its levels lie at strides 2, 4, 8
-    and 16 of the crop.
+class MaskDetail(nn.Module):
+    """Adds to the logits of a mask in its crop; nothing at the start of training.
 
     Args:
         embed_dim: C of the encoder's embedding. similarity_dim: E of its features that are compared with text, or 0.
     """
 
     def __init__(self, embed_dim: int, similarity_dim: int = 0, channels: tuple[int, ...] = CHANNELS) -> None:
-        stride8 = embed_dim // 4 + similarity_dim + bool(similarity_dim)
-        super().__init__(4 * MAPS, (embed_dim // 8, stride8, embed_dim), 4, channels)
+        super().__init__()
+        self.enter = Conv3x3(4 * MAPS, channels[0])
+        features = (0, embed_dim // 8, embed_dim // 4 + similarity_dim + bool(similarity_dim), embed_dim)
+        seen = [min(have, own) for have, own in zip(features, channels, strict=True)]
+        self.see = nn.ModuleList(PointwiseConv2d(*each) for each in zip(features[1:], seen[1:], strict=True))
+        inputs = [below + more for below, more in zip((channels[0], *channels), seen, strict=False)]
+        self.down = nn.ModuleList(ConvPair(*each) for each in zip(inputs, channels, strict=True))
+        pairs = list(zip(channels[1:], channels, strict=False))[::-1]
+        self.up = nn.ModuleList(ConvPair(coarse + fine, fine) for coarse, fine in pairs)
+        self.out = Conv3x3(channels[0], 4)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(
         self,
@@ -65,10 +108,25 @@ class MaskDetail(UNet):
         Returns:
             (N, 1, S, S) logits, in the type of the weights.
         """
+        dtype = self.out.weight.dtype
         colours, logits = (pixels.float() - 120) / 60, logits.float()
         maps = [colours, torch.tanh(logits / 4), logits.clamp(-15, 15) / 10, boxes.float(), clicks.float()]
-        drawn = self.draw(F.pixel_unshuffle(torch.cat(maps, dim=1), 2), _by_stride(image, similarity))
-        return logits.to(drawn.dtype) + F.pixel_shuffle(drawn, 2)
+        x = F.pixel_unshuffle(torch.cat(maps, dim=1).to(dtype), 2).contiguous(memory_format=torch.channels_last)
+        features = [each.to(dtype) for each in _by_stride(image, similarity)]
+        return logits.to(dtype) + F.pixel_shuffle(self._unet(x, features), 2)
+
+    def _unet(self, x: Tensor, features: list[Tensor]) -> Tensor:
+        """(N, 4 * MAPS, h, w) and the encoder's maps at half of it and so on -> (N, 4, h, w)."""
+        natively = packed(self, PackedUNet, x)
+        if natively is not None:
+            return natively(x, features)
+        seen = [self.down[0](self.enter(x, gelu=True))]
+        for level, see, known in zip(self.down[1:], self.see, features, strict=True):
+            seen.append(level(seen[-1], see(known)))
+        x = seen.pop()
+        for level, fine in zip(self.up, seen[::-1], strict=True):
+            x = level(x, fine)
+        return self.out(x)
 
 
 def _by_stride(image: ImageEmbeddings, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -158,20 +158,20 @@ class PackedConvolution:
 
 
 class PackedUNet:
-    """The convolutions of a `UNet`."""
+    """The convolutions of a `MaskDetail`."""
 
-    def __init__(self, compiled: Kernels, net: Any) -> None:
+    def __init__(self, compiled: Kernels, detail: Any) -> None:
         self.kernels = compiled
-        self.channels = [pair.second.out_channels for pair in net.down]
-        self.seen = [layer.out_channels for layer in net.see]
-        self.norm = (net.down[0].norm.num_groups, net.down[0].norm.eps)
-        self.weights = [*_places(compiled, net.enter), *_pair(compiled, net.down[0])]
-        for layer, pair in zip(net.see, net.down[1:], strict=True):
+        self.channels = [pair.second.out_channels for pair in detail.down]
+        self.seen = [layer.out_channels for layer in detail.see]
+        self.norm = (detail.down[0].norm.num_groups, detail.down[0].norm.eps)
+        self.weights = [*_places(compiled, detail.enter), *_pair(compiled, detail.down[0])]
+        for layer, pair in zip(detail.see, detail.down[1:], strict=True):
             self.weights += [*_place(compiled, layer), *_pair(compiled, pair)]
-        for pair in net.up:
+        for pair in detail.up:
             self.weights += _pair(compiled, pair)
-        self.weights += _places(compiled, net.out)
-        self.results = net.out.out_channels
+        self.weights += _places(compiled, detail.out)
+        self.results = detail.out.out_channels
 
     def __call__(self, x: Tensor, features: Sequence[Tensor]) -> Tensor:
         """(N, C, h, w) and the encoder's maps at half of it, a quarter and so on -> (N, results, h, w)."""

@@ -23,7 +23,6 @@ from textsam.modeling.image_encoder import ImageEncoderViT
 from textsam.modeling.mask_decoder import MaskDecoder
 from textsam.modeling.mask_detail import MaskDetail
 from textsam.modeling.mobile_encoder import MobileEncoder
-from textsam.modeling.named_click import NamedClick, NamedClickAnswers, best_of_three
 from textsam.modeling.prompt_encoder import PromptEncoder
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions, PromptEmbeddings
 from textsam.modeling.transformer import TwoWayTransformer
@@ -97,8 +96,6 @@ class TextSamNetwork(nn.Module):
             self.fine_masks = FineMasks(config.prompt_dim // 8, finish=config.finish_masks)
         if config.mask_detail:
             self.mask_detail = MaskDetail(config.prompt_dim, config.similarity_dim if config.similarity_head else 0)
-        if config.named_click:
-            self.named_click = NamedClick(config.prompt_dim)
         if config.image_presence:
             self.presence_projection = nn.Linear(config.clip_dim, config.similarity_dim, bias=False)
             self.presence_bias = nn.Parameter(torch.tensor(-3.0))
@@ -232,62 +229,6 @@ class TextSamNetwork(nn.Module):
         grid_hw = tuple(image.image_embeddings.shape[-2:])
         image_pe = self.prompt_encoder.pe_layer(grid_hw)[None]
         return self.mask_decoder(image, image_pe, prompts, multimask_output, image_index)
-
-    def decode_named_clicks(
-        self,
-        image: ImageEmbeddings,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        text_embeddings: Tensor,
-        image_index: Tensor | None = None,
-    ) -> MaskPredictions:
-        """One thing for each click that comes with a name: the two are asked again about what they said, and a model
-        with `named_click` draws from all answers.
-
-        Args:
-            image: B images. point_coords: (N, 1, 2) and point_labels (N, 1), foreground, as in `encode_prompts`.
-            text_embeddings: (N, D). image_index: (N,) the image of each prompt; None when B is 1 or N.
-        Returns:
-            `MaskPredictions` with M = 1.
-        """
-        answers = self.ask_named_clicks(image, point_coords, point_labels, text_embeddings, image_index)
-        again = replace(answers.again, presence_logits=answers.both.presence_logits)
-        if not (self.config.named_click and len(point_coords)):
-            return again
-        return replace(again, low_res_logits=self.draw_named_clicks(image, answers, image_index))
-
-    def ask_named_clicks(
-        self,
-        image: ImageEmbeddings,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        text_embeddings: Tensor,
-        image_index: Tensor | None = None,
-    ) -> NamedClickAnswers:
-        """What `decode_named_clicks` draws from; arguments as there."""
-        click: dict[str, Any] = {"point_coords": point_coords, "point_labels": point_labels}
-        name: dict[str, Any] = {"text_embeddings": text_embeddings}
-
-        def decode(prompts: PromptEmbeddings, multimask_output: bool | None) -> MaskPredictions:
-            return self.decode_masks(image, prompts, multimask_output=multimask_output, image_index=image_index)
-
-        asked = self.encode_prompts(image, **click, **name, image_index=image_index)
-        both = decode(asked, False)
-        alone = decode(self.encode_prompts(image, **click, image_index=image_index), None)
-        # Where things of one name touch, the name takes in the neighbours; a click alone may stop at a part.
-        about = (both.low_res_logits + best_of_three(alone)) / 2
-        again = decode(self.encode_prompts(image, **click, **name, mask_input=about, image_index=image_index), False)
-        named = None
-        if self.config.named_click:
-            named = decode(self.encode_prompts(image, **name, image_index=image_index), False)
-        return NamedClickAnswers(alone, named, both, again, asked.drawn_prompts)
-
-    def draw_named_clicks(
-        self, image: ImageEmbeddings, answers: NamedClickAnswers, image_index: Tensor | None = None
-    ) -> Tensor:
-        """(N, 1, 4h, 4w) logits of a model whose config has `named_click`, from `ask_named_clicks`; B images."""
-        image, image_index = _in_order(image, image_index)
-        return self.named_click(image, answers, image_index)
 
     def refine_masks(self, image: ImageEmbeddings, low_res_logits: Tensor, image_index: Tensor | None = None) -> Tensor:
         """Masks redrawn at the input's full resolution, along the edges of its colours.

@@ -111,7 +111,7 @@ class LayerKernels:
         epsilon: float,
         out: Tensor,
     ) -> None:
-        """A `UNet`; see convolutions.cpp.
+        """The U-Net of `MaskDetail`; see convolutions.cpp.
 
         Args:
             x: (h, w, C). features: (h / 2, w / 2, ...), (h / 4, w / 4, ...) and so on.

@@ -55,7 +55,7 @@ def answer_geometry(
         similarity=similarity,
         multimask_output=question.multimask_output,
         ring_weight=options.ring_weight,
-        join_clicks=options.join_clicks,
+        click_rounds=options.click_rounds,
     )
     index = to_numpy(masks.prompt_index)
     data = {

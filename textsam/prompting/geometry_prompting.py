@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textsam.modeling.structures import ImageEmbeddings
+from textsam.modeling.structures import ImageEmbeddings, MaskPredictions
 from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.detections import confidence_score, stability_scores
 from textsam.prompting.prompts import GeometricPrompts
@@ -53,7 +53,7 @@ def segment_prompts(
     similarity: Tensor | None = None,
     multimask_output: bool = False,
     ring_weight: float = 0.0,
-    join_clicks: bool = False,
+    click_rounds: int = 0,
 ) -> GeometryMasks:
     """The masks of N prompt sets on one photo.
 
@@ -64,7 +64,7 @@ def segment_prompts(
         similarity: (N, hc, wc) probabilities of those texts, or None.
         multimask_output: True: M = 3 masks for an ambiguous prompt; False: M = 1, SAM's mask 0.
         ring_weight: see `mask_agreement`.
-        join_clicks: where each prompt set is one click and a text and M = 1: see `decode_named_clicks`.
+        click_rounds: of asking again, where each prompt set is one click and a text and M = 1; see `_ask_again`.
     """
     device = image.image_embeddings.device
     possible = {
@@ -82,17 +82,15 @@ def segment_prompts(
     presence = torch.zeros(len(prompts), device=device)
     labels = prompts.point_labels
     one_click = labels is not None and labels.shape[1] == 1 and bool((labels == 1).all())
-    named_click = one_click and tensors.keys() == {"point_coords", "point_labels", "text_embeddings"}
-    named_click = named_click and join_clicks and not multimask_output
+    again = one_click and tensors.keys() == {"point_coords", "point_labels", "text_embeddings"}
     for start in range(0, len(prompts), PROMPTS_PER_BATCH):
         chunk = slice(start, start + PROMPTS_PER_BATCH)
         given = {name: value[chunk] for name, value in tensors.items()}
-        if named_click:
-            decoded = model.decode_named_clicks(image, **given)
-        else:
-            decoded = model.decode_masks(image, model.encode_prompts(image, **given), multimask_output=multimask_output)
+        decoded = model.decode_masks(image, model.encode_prompts(image, **given), multimask_output=multimask_output)
         if decoded.presence_logits is not None:
             presence[chunk] = decoded.presence_logits.float().sigmoid()
+        if again and click_rounds and not multimask_output:
+            decoded = _ask_again(model, image, given, decoded, click_rounds)
         logits[chunk] = decoded.low_res_logits.float()
         predicted_iou[chunk] = decoded.iou_predictions.float()
     inside = clear_padding(logits, geometry, fill=_OUTSIDE)
@@ -112,3 +110,23 @@ def segment_prompts(
         presence=flat_presence,
         agreement=agreement,
     )
+
+
+def _ask_again(
+    model: TextSamNetwork, image: ImageEmbeddings, given: dict[str, Any], decoded: MaskPredictions, rounds: int
+) -> MaskPredictions:
+    """What clicks (N, 1, 2) and texts (N, D) say together about the mean of what `decoded` and the clicks alone said.
+
+    Where things of one name touch, the name takes in the neighbours; a click alone may stop at a part of the thing.
+    """
+    clicks = model.encode_prompts(image, point_coords=given["point_coords"], point_labels=given["point_labels"])
+    alone = model.decode_masks(image, clicks, multimask_output=True)
+    best = alone.iou_predictions.argmax(dim=1)
+    rows = torch.arange(len(best), device=best.device)
+    about = (decoded.low_res_logits + alone.low_res_logits[rows, best][:, None]) / 2
+    for _ in range(rounds):
+        decoded = model.decode_masks(
+            image, model.encode_prompts(image, **given, mask_input=about), multimask_output=False
+        )
+        about = decoded.low_res_logits
+    return decoded

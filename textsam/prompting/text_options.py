@@ -28,8 +28,8 @@ class TextPromptOptions:
         iou_threshold, containment_threshold: see `mask_nms`.
         same_mask_iou: of masks of different texts whose IoU is above it, the most confident stays; 1 keeps all.
         min_stability: masks whose stability score is below it are dropped.
-        join_clicks: a text beside one click: the two are asked again about what they said, and joined by a model with
-            `named_click`.
+        click_rounds: a text beside one click: how often the two are asked again about the mean of what the click alone
+            and the two together said; 0: never.
     """
 
     presence_threshold: float = 0.2
@@ -50,4 +50,4 @@ class TextPromptOptions:
     containment_threshold: float = 0.8
     same_mask_iou: float = 0.8
     min_stability: float = 0.3
-    join_clicks: bool = True
+    click_rounds: int = 1
