@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -258,3 +261,14 @@ def test_training_learns_and_leaves_frozen_parts_alone(scene: Path, tmp_path: Pa
     still = {name for name, value in before.items() if torch.equal(value, after[name])}
     buffers = {name for name, _ in step.model.named_buffers()}
     assert still == buffers | {name for name in before if name.startswith(OPTIONS.frozen)}
+
+
+def test_tiny_numbers_cost_no_time() -> None:
+    """They are zeros, in every thread: on a CPU the gradients of a step hold many."""
+    code = (
+        "import train, torch; x = torch.full((4_000_000,), 1e-39); "
+        "print(torch.get_num_threads(), int((x * 1.0).view(torch.int32).count_nonzero()))"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["2", "0"]
