@@ -232,8 +232,10 @@ class MobileEncoder(nn.Module):
         """
         natively = packed(self, PackedMobile, pixel_values) if self.whole_vectors else None
         if natively is not None:
-            _, p16, skip4, skip8, compared, whole = natively(pixel_values, stride_of_blocks())
-            return MobileFeatures(p16, (skip4, skip8), compared, whole if self.presence_head is not None else None)
+            embedding, skip4, skip8, compared, whole = natively(pixel_values, stride_of_blocks())
+            return MobileFeatures(
+                embedding, (skip4, skip8), compared, whole if self.presence_head is not None else None
+            )
         taps = self.trunk.forward_features(pixel_values)
         p32 = self.context(self.lateral32(taps[32]))
         p16 = self.smooth16(self.lateral16(taps[16]) + upsample(p32, taps[16]))

@@ -104,7 +104,7 @@ class PackedMobile:
         self.blocks = len(encoder.context)
         plain = [*(block.norm1 for block in encoder.context), *list(encoder.presence_head or ())[:1]]
         self.epsilons = (plain[0].eps if plain else 0.0, last.eps)
-        to = (encoder.lateral32, encoder.neck[0], encoder.skip4, encoder.skip8, compared)
+        to = (encoder.neck[0], encoder.skip4, encoder.skip8, compared)
         self.outs = [layer.out_channels for layer in to]
         self.weights = [*_place(compiled, encoder.lateral32)]
         for block in encoder.context:
@@ -124,13 +124,13 @@ class PackedMobile:
             self.weights += [*_norm(first), *mlp, *_norm(second)]
 
     def __call__(self, pixel_values: Tensor, taps: dict[int, int]) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> maps of the channels of `lateral32`, `neck`, `skip4`, `skip8` and `similarity_head`, and
-        (B, channels) of `presence_head`, none without; `taps` from block to stride."""
+        """(B, 3, H, W) -> maps of the channels of `neck`, `skip4`, `skip8` and `similarity_head`, and (B, channels) of
+        `presence_head`, none without; `taps` from block to stride."""
         found = self.trunk(pixel_values, taps)
         maps = [_channels_last(found[stride]) for stride in (4, 8, 16, 32)]
         outs = [
             _empty(maps[level], *maps[level].shape[1:3], channels)
-            for level, channels in zip((3, 2, 0, 1, 1), self.outs, strict=True)
+            for level, channels in zip((2, 0, 1, 1), self.outs, strict=True)
         ]
         whole = _empty(pixel_values, self.whole)
         for i, vector in enumerate(whole):

@@ -62,22 +62,22 @@ class LayerKernels:
             inner: channels of the pyramid at strides 4, 8 and 16, and heads of its transformer blocks.
             blocks: how many of these. epsilons: of their norms and of all others.
             weights: in the order of their use; panels and biases of products, (9, C) and (C,) of depthwise ones.
-            outs: (h, w, channels) at strides 32, 16, 4, 8 and 8: the coarsest map, the embedding, two finer maps, what
-                is compared with text. whole: (E,), the same of the whole picture, or None.
+            outs: (h, w, channels) at strides 16, 4, 8 and 8: the embedding, two finer maps, what is compared with text.
+            whole: (E,), the same of the whole picture, or None.
         """
         sizes = [each.shape[:2] for each in taps]
         places = [
-            pointer(out, *sizes[level], out.shape[2]).value for out, level in zip(outs, (3, 2, 0, 1, 1), strict=True)
+            pointer(out, *sizes[level], out.shape[2]).value for out, level in zip(outs, (2, 0, 1, 1), strict=True)
         ]
         self._library.textsam_pyramid(
             (ctypes.c_int64 * 8)(*(side for size in sizes for side in size)),
             (ctypes.c_int64 * 4)(*(each.shape[2] for each in taps)),
-            (ctypes.c_int64 * 10)(*inner, *(each.shape[2] for each in outs), 0 if whole is None else len(whole)),
+            (ctypes.c_int64 * 9)(*inner, *(each.shape[2] for each in outs), 0 if whole is None else len(whole)),
             *integers(blocks),
             (ctypes.c_float * 2)(*epsilons),
             (ctypes.c_void_p * 4)(*(pointer(each, *each.shape).value for each in taps)),
             pointers(weights),
-            (ctypes.c_void_p * 6)(*places, None if whole is None else pointer(whole, len(whole)).value),
+            (ctypes.c_void_p * 5)(*places, None if whole is None else pointer(whole, len(whole)).value),
             *integers(torch.get_num_threads()),
         )
 

@@ -196,9 +196,9 @@ void whole(int64_t places, int64_t c, List& list, const float* epsilons, const f
 extern "C" {
 
 // The trunk's maps at strides 4, 8, 16 and 32 (`sizes` has height and width of each, `widths` the channels) to the
-// maps `outs`: the coarsest one after its transformer blocks, the embedding at stride 16, finer maps at strides 4 and 8,
-// what is compared with text at stride 8 and, where there is a place for it, in the whole picture. `inner` has the
-// channels of the pyramid at strides 4, 8 and 16, the heads of a transformer block and the channels of these six.
+// maps `outs`: the embedding at stride 16, finer maps at strides 4 and 8, what is compared with text at stride 8 and,
+// where there is a place for it, in the whole picture. `inner` has the channels of the pyramid at strides 4, 8 and 16,
+// the heads of a transformer block and the channels of these five.
 void textsam_pyramid(const int64_t* sizes, const int64_t* widths, const int64_t* inner, int64_t blocks,
                      const float* epsilons, const float* const* taps, const float* const* weights,
                      float* const* outs, int64_t threads) {
@@ -207,9 +207,7 @@ void textsam_pyramid(const int64_t* sizes, const int64_t* widths, const int64_t*
                 h32 = sizes[6], w32 = sizes[7], c4 = inner[0], c8 = inner[1], c16 = inner[2];
   const int64_t* channels = inner + 4;
   List list{weights};
-  float *coarse = outs[0], *other = scratch(1, h32 * w32 * c16);
-  // The last of the blocks is to write to its place.
-  if (blocks % 2) std::swap(coarse, other);
+  float *coarse = scratch(1, h32 * w32 * c16), *other = scratch(2, h32 * w32 * c16);
   places(h32, w32, list.product(widths[3], c16), taps[3], coarse, threads);
   for (int64_t i = 0; i < blocks; ++i, std::swap(coarse, other))
     Context(list, c16, inner[3], 2 * c16, epsilons[0])(h32, w32, coarse, other, threads);
@@ -217,44 +215,44 @@ void textsam_pyramid(const int64_t* sizes, const int64_t* widths, const int64_t*
   const auto row = [](const Weights& product_of, int64_t y, int64_t w, const float* from, float* to) {
     product<End::kPlain>(w, from, product_of.k, product_of, to + y * w * product_of.n, product_of.n, product_of.n);
   };
-  const Joined at16(h16, w16, h32, w32, list.product(widths[2], c16), taps[2], outs[0]);
+  const Joined at16(h16, w16, h32, w32, list.product(widths[2], c16), taps[2], coarse);
   const Separable smooth16(list, c16, 2 * c16, epsilons[1]);
-  const Weights neck = list.product(c16, channels[1]);
+  const Weights neck = list.product(c16, channels[0]);
   const Norm neck_norm = norm_of(list, epsilons[1]);
   const Weights down16 = list.product(c16, c8);
-  float* narrow16 = scratch(2, h16 * w16 * c8);
+  float* narrow16 = scratch(3, h16 * w16 * c8);
   smooth16(h16, w16, threads, at16, [&](int64_t y, const float* from) {
-    row(neck, y, w16, from, outs[1]);
-    neck_norm.of(outs[1] + y * w16 * neck.n, w16, neck.n);
+    row(neck, y, w16, from, outs[0]);
+    neck_norm.of(outs[0] + y * w16 * neck.n, w16, neck.n);
     row(down16, y, w16, from, narrow16);
   });
 
   const Joined at8(h8, w8, h16, w16, list.product(widths[1], c8), taps[1], narrow16);
   const Separable smooth8(list, c8, 2 * c8, epsilons[1]);
-  const Weights skip8 = list.product(c8, channels[3]), down8 = list.product(c8, c4);
-  float *whole8 = scratch(3, h8 * w8 * c8), *narrow8 = scratch(4, h8 * w8 * c4);
+  const Weights skip8 = list.product(c8, channels[2]), down8 = list.product(c8, c4);
+  float *whole8 = scratch(4, h8 * w8 * c8), *narrow8 = scratch(5, h8 * w8 * c4);
   smooth8(h8, w8, threads, at8, [&](int64_t y, const float* from) {
     std::memcpy(whole8 + y * w8 * c8, from, sizeof(float) * w8 * c8);
-    row(skip8, y, w8, from, outs[3]);
+    row(skip8, y, w8, from, outs[2]);
     row(down8, y, w8, from, narrow8);
   });
 
   const Joined at4(h4, w4, h8, w8, list.product(widths[0], c4), taps[0], narrow8);
   const Separable smooth4(list, c4, 2 * c4, epsilons[1]);
-  const Weights skip4 = list.product(c4, channels[2]);
-  smooth4(h4, w4, threads, at4, [&](int64_t y, const float* from) { row(skip4, y, w4, from, outs[2]); });
+  const Weights skip4 = list.product(c4, channels[1]);
+  smooth4(h4, w4, threads, at4, [&](int64_t y, const float* from) { row(skip4, y, w4, from, outs[1]); });
 
   const Separable head(list, c8, 2 * c8, epsilons[1]);
-  const Weights compared = list.product(c8, channels[4]);
+  const Weights compared = list.product(c8, channels[3]);
   const Norm compared_norm = norm_of(list, epsilons[1]);
   head(
       h8, w8, threads,
       [&](int64_t y, float* to) { std::memcpy(to, whole8 + y * w8 * c8, sizeof(float) * w8 * c8); },
       [&](int64_t y, const float* from) {
-        row(compared, y, w8, from, outs[4]);
-        compared_norm.of(outs[4] + y * w8 * compared.n, w8, compared.n);
+        row(compared, y, w8, from, outs[3]);
+        compared_norm.of(outs[3] + y * w8 * compared.n, w8, compared.n);
       });
-  if (outs[5]) whole(h32 * w32, c16, list, epsilons, outs[0], channels[5], outs[5]);
+  if (outs[4]) whole(h32 * w32, c16, list, epsilons, coarse, channels[4], outs[4]);
 }
 
 }  // extern "C"
