@@ -12,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from scenes import scene, write_coco
 from torch.nn import functional as F
 
 import textsam.language.small_clip
 from textsam.language.crops import square_crop
 from textsam.language.small_clip import SmallCropEncoder, SmallTextEncoder, word_features
 from textsam.language.vocabulary import UnknownNameError, Vocabulary
+from train.crop_embeddings import embed_set
 from train.crop_encoder import MAX_SHARE_OF_NAME, cache_features, fit_head, list_crops
 from train.text_encoder import build_vocabulary, evaluate, fit, plural
 
@@ -213,6 +215,23 @@ def test_crops_of_a_data_folder(tmp_path: Path, crop_encoder: SmallCropEncoder) 
     assert not torch.allclose(augmented[0], augmented[1], rtol=0, atol=1e-5)
     with pytest.raises(FileNotFoundError, match="none of the folders voc"):
         list_crops(folder, "train", Vocabulary(NAMES), random.Random(0))
+
+
+def test_every_crop_is_embedded_once(tmp_path: Path, crop_encoder: SmallCropEncoder) -> None:
+    """As it is and without its surroundings, at most so many of a picture."""
+    write_coco(tmp_path / "scene", 3)
+    found = embed_set(crop_encoder, tmp_path / "scene", 12, seed=0)
+    assert sorted(found) == sorted(f"scene/{10 * number + category}" for number in range(3) for category in (1, 2))
+    rng, (pixels, regions) = np.random.default_rng(0), scene(0)
+    order = rng.permutation(2)
+    for variant, alone in enumerate((False, True)):
+        expected = crop_encoder.encode(
+            pixels, np.stack([regions[i] for i in order]), expand=float(rng.uniform(1, 2)), zero_outside=alone
+        )
+        for row, i in enumerate(order):
+            torch.testing.assert_close(found[f"scene/{i + 1}"][variant], expected[row].half(), rtol=0, atol=1e-3)
+    assert not torch.equal(*found["scene/1"])
+    assert len(embed_set(crop_encoder, tmp_path / "scene", 1, seed=0)) == 3
 
 
 def test_plurals_are_undone() -> None:

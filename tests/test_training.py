@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+import textsam
 from textsam.model import TextSamConfig, TextSamModel
+from train import tiny
 from train.data import CocoSamples, Source, View, shrink
 from train.embedding_table import EmbeddingTable
 from train.interactive import noisy_boxes
@@ -22,7 +24,7 @@ from train.loop import LoopOptions, rate, train
 from train.losses import balance, bce_loss, dice_loss, focal_loss, mask_iou
 from train.optimization import build_optimizer
 from train.packing import pack
-from train.step import TextSamStep
+from train.step import TextSamStep, _first_prompts
 
 SIZE = 64
 
@@ -141,6 +143,70 @@ def test_text_joins_boxes_and_points(scene: Path) -> None:
     for first in (box, box | text, clicks, clicks | text, text):
         assert first in asked
     assert {"_box0", "_text_box0", "_point0", "_text_point0", "_text_box1"} <= set(results)
+
+
+def test_clicks_with_a_name_may_be_asked_for_more_often(scene: Path) -> None:
+    """And weigh as much more in the loss as there are more of them."""
+    step, data = miniature(scene)
+    often = TextSamStep(step.model, step.table, named_clicks=0.65)
+    assert often.shares == pytest.approx({"box": 0.125, "text_box": 0.1, "point": 0.125, "text_point": 0.65})
+    has_text = torch.arange(4000) % 2 == 0
+    for each, named in ((step, 0.3), (often, 0.65)):
+        rows = _first_prompts(has_text, each.shares, None, torch.Generator().manual_seed(0))
+        assert sorted(torch.cat(list(rows.values())).tolist()) == list(range(4000))
+        assert len(rows["text_point"]) == pytest.approx(2000 * named, rel=0.1)  # of those that have a text
+        assert len(rows["text_box"]) == pytest.approx(2000 * each.shares["text_box"], rel=0.15)
+        assert has_text[rows["text_point"]].all()
+        assert has_text[rows["text_box"]].all()
+    samples, losses = [data[i] for i in range(8)], []
+    for each in (step, often):
+        each.shares = {"box": 0.0, "text_box": 0.0, "point": 0.0, "text_point": each.shares["text_point"]}
+        torch.manual_seed(0)
+        losses.append(each(samples, torch.Generator().manual_seed(0)))
+    assert losses[0]["_text_point0"] == losses[1]["_text_point0"]
+    assert losses[1]["mask"].item() == pytest.approx(losses[0]["mask"].item() * 0.65 / 0.3, rel=1e-5)
+
+
+def test_clicks_lie_deepest_in_the_mask_when_centred(scene: Path) -> None:
+    options = {"size": SIZE, "instances": 2, "seed": 0, "length": 64, "min_cells": 1.0}
+    mean_depth = []
+    for share in (0.0, 1.0):
+        data = CocoSamples([Source(scene)], {"square": 0, "disc": 1}, centred_clicks=share, **options)
+        depths = []
+        for i in range(12):
+            sample = data[i]
+            for box, (x, y) in zip(sample.boxes, sample.clicks.tolist(), strict=True):
+                x1, y1, x2, y2 = box.tolist()
+                assert x1 <= x < x2
+                assert y1 <= y < y2
+                depths.append(min(x - x1, x2 - 1 - x, y - y1, y2 - 1 - y) / (min(x2 - x1, y2 - y1) / 2))
+        assert len(depths) > 12
+        mean_depth.append(np.mean(depths))
+    assert mean_depth[0] < 0.5
+    assert mean_depth[1] > 0.75  # an even width has no middle
+
+
+def test_goes_on_from_a_model_that_redraws_masks(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded model: the part that redraws stays as it is, for its own training; all else may change."""
+    shipped = Path(textsam.__file__).parent / "weights" / "textsam-tiny"
+    names = json.loads((shipped / "text_encoder" / "vocabulary.json").read_text())["names"][:40]
+    embeddings = np.random.default_rng(0).normal(size=(40, 512))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    np.savez(tmp_path / "names.npz", names=names, embeddings=embeddings, source=["coco"] * 40)
+    monkeypatch.setattr(tiny, "has_fast_bfloat16", lambda device: False)  # one precision in all of the process
+    monkeypatch.setattr(tiny, "SETS", (("scene", 1.0, True, None, ()),))
+    options = ["--steps", "1", "--batch-size", "2", "--workers", "0", "--size", "64", "--rounds", "1", "--warmup", "1"]
+    files = ["--names", str(tmp_path / "names.npz"), "--text-encoder", str(shipped / "text_encoder")]
+    tiny.main(["--data", str(scene.parent), *files, "--init", str(shipped), "--out", str(tmp_path / "out"), *options])
+    before, after = (TextSamModel.from_pretrained(each) for each in (shipped, tmp_path / "out" / "model"))
+    assert after.config.mask_detail
+    changed = {
+        name.split(".")[0]
+        for name, value in before.state_dict().items()
+        if not torch.equal(value, after.state_dict()[name])
+    }
+    assert "mask_decoder" in changed
+    assert "mask_detail" not in changed
 
 
 def test_a_step_may_ask_for_as_many_masks_each_time(scene: Path) -> None:

@@ -24,9 +24,13 @@ from textsam.language.small_clip import SmallCropEncoder
 
 def embed_set(encoder: SmallCropEncoder, folder: Path, per_image: int, seed: int) -> dict[str, Tensor]:
     """Embeddings of at most `per_image` masks of each picture of `folder/train.json`."""
-    rng = np.random.default_rng(seed)
-    result: dict[str, Tensor] = {}
-    for image in track(load_coco(folder / "train.json"), description=folder.name):
+    rng, images = np.random.default_rng(seed), load_coco(folder / "train.json")
+    keys: list[str] = []
+    # Small tensors that stay between the large ones of each picture would keep those from being used again (glibc's
+    # malloc), about 10 MB a picture: one tensor for all.
+    kept = sum(min(len(image.instances), per_image) for image in images)
+    rows = torch.empty(kept, 2, encoder.embed_dim, dtype=torch.float16)
+    for image in track(images, description=folder.name):
         order = rng.permutation(len(image.instances))[:per_image]
         regions = [image.instances[i] for i in order]
         masks = [region.mask() for region in regions]
@@ -37,9 +41,9 @@ def embed_set(encoder: SmallCropEncoder, folder: Path, per_image: int, seed: int
             encoder.encode(pixels, np.stack(masks), expand=float(rng.uniform(1, 2)), zero_outside=zero)
             for zero in (False, True)
         ]
-        for region, pair in zip(regions, torch.stack(variants, dim=1), strict=True):
-            result[f"{folder.name}/{region.id}"] = pair.half().contiguous()
-    return result
+        rows[len(keys) : len(keys) + len(regions)] = torch.stack(variants, dim=1)
+        keys += [f"{folder.name}/{region.id}" for region in regions]
+    return {key: row.clone() for key, row in zip(keys, rows, strict=True)}
 
 
 def main() -> None:

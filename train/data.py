@@ -16,6 +16,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from textsam.evaluation.geometry import farthest_from_boundary
 from textsam.files.coco import CocoDataset, CocoImage, Region, load_coco
 
 MAX_MASK_SHARE = 0.9  # masks over 90% of the image are discarded, as in the paper
@@ -48,7 +49,7 @@ class Sample:
     pixels: Tensor  # (3, S, S) uint8
     masks: Tensor  # (G, S/4, S/4) float in [0, 1]: the share of each cell
     boxes: Tensor  # (G, 4) xyxy px
-    clicks: Tensor  # (G, 2) xy px, uniform in the mask
+    clicks: Tensor  # (G, 2) xy px in the mask
     names: Tensor  # (G,) int64 index of the name, -1 none
     keys: list[tuple[str, int]]  # (set, annotation id) of each instance
     present: dict[int, Tensor] = field(default_factory=dict)  # name -> (S/4, S/4) union of its instances
@@ -74,6 +75,7 @@ class CocoSamples(Dataset):
         scale_range: large-scale jitter; half of the samples keep the whole picture.
         paste_share: of the samples, those that get an object of another picture pasted in, every name of the sets with
             exhaustive names as often as any other.
+        centred_clicks: of the clicks, those that lie deepest in the mask, as people click; others lie anywhere in it.
         length: samples in an epoch.
     """
 
@@ -89,7 +91,9 @@ class CocoSamples(Dataset):
         scale_range: tuple[float, float] = (0.75, 2.0),
         min_cells: float = 6.0,
         paste_share: float = 0.0,
+        centred_clicks: float = 0.0,
     ) -> None:
+        self.centred_clicks = centred_clicks
         self.size, self.instances, self.seed, self.length = size, instances, seed, length
         self.scale_range, self.min_cells, self.paste_share = scale_range, min_cells, paste_share
         self.epoch = 0
@@ -155,7 +159,9 @@ class CocoSamples(Dataset):
             ys, xs = np.nonzero(instance.mask)
             pick = rng.integers(len(ys))
             boxes.append([xs.min(), ys[0], xs.max() + 1, ys[-1] + 1])
-            clicks.append([xs[pick] + 0.0, ys[pick] + 0.0])
+            centred = self.centred_clicks and rng.random() < self.centred_clicks
+            x, y = farthest_from_boundary(instance.mask)[:2] if centred else (xs[pick], ys[pick])
+            clicks.append([x + 0.0, y + 0.0])
 
         ignore = (semantic or image).ignore_mask()
         weights = np.maximum(1 - view.apply_mask(ignore, self.size // 4, outside=0.0), 1 - seen_cells)

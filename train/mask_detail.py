@@ -49,7 +49,8 @@ EXACT, NOISY, CLICKED, NAMED = 3, 2, 3, 2  # objects of each photo by these prom
 MOST_CLICKS, CROPS_OF_CLICKS = 5, 2  # of one object
 LEAST_CLICK_IOU, LEAST_NAME_IOU = 0.3, 0.4
 BOX_NOISE, MOST_BOX_NOISE_PX = 0.1, 20
-UNSAID = 0.5  # of boxes and clicks: without the name of the thing
+SAID = 0.5  # of clicks: the name of the thing
+UNSAID = 0.5  # of boxes and clicks: redrawn as if nothing had been said
 SIDES = (CLICK_SIDE, 160, DETAIL_SIDE)  # px of the crops of a batch; what holds between them holds for them
 
 
@@ -140,22 +141,25 @@ class Photo:
             yield from self.crop(found, row, truths[number], Asked(boxes=boxes[number][None]))
 
     def clicked(self, truth: Truth, rng: np.random.Generator) -> Iterator[DetailCrop]:
-        """By a first click and then by corrections of what came; some of the masks on the way."""
+        """By a first click, with its name or without, and then by corrections of what came; some of the masks on the
+        way."""
         ys, xs = np.nonzero(truth.mask & ~self.void)
         if not len(ys):
             return
         place = rng.integers(len(ys))
         deepest = farthest_from_boundary(truth.mask & ~self.void)[:2]
         clicks = [(*deepest, 1) if rng.random() < 0.5 else (xs[place], ys[place], 1)]
+        said = [truth.name] if self.text(truth.name).any() and rng.random() < SAID else None
         kept = {1, *rng.choice(np.arange(2, MOST_CLICKS + 1), CROPS_OF_CLICKS - 1, replace=False)}
         logits = None
         while len(clicks) <= max(kept):
             points, labels = np.array(clicks, float)[None, :, :2], np.array(clicks, int)[None, :, 2]
             found = self.sam.predict(
+                text=said,
                 points=points,
                 point_labels=labels,
                 mask_input=logits,
-                multimask_output=logits is None,
+                multimask_output=logits is None and said is None,
                 return_logits=True,
             )
             masks: Any = found.mask

@@ -65,6 +65,8 @@ class TextSamStep(nn.Module):
         queries: names asked of each picture: one that is there, the others not.
         distractors: absent names of each picture from outside its data set's list, for the maps and the whole image.
         crop_share: how often a prompt is the crop's embedding rather than the name's, where both are known.
+        named_clicks: share of the first prompts that are a click with a text; the other kinds keep their proportions.
+            A kind's losses weigh by its share.
         noise: standard deviation of Gaussian noise on each prompt embedding, times its length (modality gap).
     """
 
@@ -80,6 +82,7 @@ class TextSamStep(nn.Module):
         queries: int = 3,
         distractors: int = 12,
         crop_share: float = 0.5,
+        named_clicks: float = 0.3,
         noise: float = 0.2,
         loss_weights: LossWeights | None = None,
     ) -> None:
@@ -87,6 +90,8 @@ class TextSamStep(nn.Module):
         self.model, self.table = model, table
         self.rounds, self.queries, self.crop_share, self.noise = rounds, queries, crop_share, noise
         self.distractors, self.fixed_count = distractors, fixed_count
+        others = (1 - named_clicks) / (1 - FIRST_PROMPTS["text_point"])
+        self.shares = {kind: share * others for kind, share in FIRST_PROMPTS.items()} | {"text_point": named_clicks}
         self.loss_weights = loss_weights or LossWeights()
 
     def forward(self, samples: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
@@ -99,7 +104,7 @@ class TextSamStep(nn.Module):
         results: dict[str, Tensor] = {}
         objects, known = self._objects(samples, generator)
         count = OBJECTS_PER_PICTURE * len(samples) if self.fixed_count else None
-        for kind, rows in _first_prompts(known, count, generator).items():
+        for kind, rows in _first_prompts(known, self.shares, count, generator).items():
             if len(rows):
                 self._geometry(image, objects.take(rows.to(device)), kind, generator, results)
         absent = [self._absent(sample, generator) for sample in samples]
@@ -189,7 +194,8 @@ class TextSamStep(nn.Module):
             )
             out = self.model.decode_masks(image, prompts, multimask_output=None, image_index=group.image_index)
             ambiguous = number == 0 and kind == "point"
-            chosen = self._mask_losses(out, group, ambiguous, f"{kind}{number}", results)
+            weight = self.shares[kind] / FIRST_PROMPTS[kind]
+            chosen = self._mask_losses(out, group, ambiguous, f"{kind}{number}", weight, results)
             if number + 1 < self.rounds:
                 draws = torch.rand(len(chosen), 3, generator=generator).to(chosen.device)
                 click, label = uniform_error_clicks(chosen, group.masks, group.weights, 4, draws)
@@ -198,7 +204,13 @@ class TextSamStep(nn.Module):
                 mask_input = chosen[:, None]
 
     def _mask_losses(
-        self, out: MaskPredictions, group: Objects, ambiguous: bool, name: str, results: dict[str, Tensor]
+        self,
+        out: MaskPredictions,
+        group: Objects,
+        ambiguous: bool,
+        name: str,
+        weight: float,
+        results: dict[str, Tensor],
     ) -> Tensor:
         """Adds the losses of one round; returns the logits (N, h, w) that the next round gets, without gradient.
 
@@ -213,8 +225,8 @@ class TextSamStep(nn.Module):
         loss = each[:, 0].mean()
         if ambiguous:
             loss = loss + each[:, 1:].min(dim=1).values.mean()
-        _add(results, "mask", loss)
-        _add(results, "iou", self.loss_weights.iou * F.mse_loss(predicted_iou, iou))
+        _add(results, "mask", weight * loss)
+        _add(results, "iou", weight * self.loss_weights.iou * F.mse_loss(predicted_iou, iou))
         results[f"_{name}"] = iou[:, 0].mean()
         rows = torch.arange(len(logits), device=logits.device)
         pick = torch.zeros_like(rows)
@@ -372,24 +384,28 @@ MAP_ABSENTEES = 32
 RIVALS = 16  # absent names among which the hardest is looked for; more would find what is only not annotated
 
 
-def _first_prompts(has_text: Tensor, count: int | None, generator: torch.Generator) -> dict[str, Tensor]:
-    """Box or point with about equal probability; half of them come with text where it is known. Rows of each kind.
+def _first_prompts(
+    has_text: Tensor, shares: dict[str, float], count: int | None, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Rows of each kind of first prompt: box or point, with text only where it is known.
 
     Args:
         has_text: (N,) bool.
+        shares: of the four kinds, 1 together.
         count: of all rows together, by shares that are the same in every step; None: each instance once, by chance.
     """
     if count is not None:
         every = torch.arange(len(has_text))
         parts = {}
-        for kind, share in FIRST_PROMPTS.items():
+        for kind, share in shares.items():
             rows = every[has_text] if "text" in kind else every
             rows = rows[torch.randperm(len(rows), generator=generator)]
             wanted = round(share * count)
             parts[kind] = rows.repeat(-(-wanted // max(len(rows), 1)))[:wanted]
         return parts
     draw = torch.rand(len(has_text), generator=generator)
-    box, with_text = draw < 0.45, has_text & ((draw < 0.2) | (draw >= 0.7))
+    boxes = shares["text_box"] + shares["box"]
+    box, with_text = draw < boxes, has_text & ((draw < shares["text_box"]) | (draw >= boxes + shares["point"]))
     kinds = {
         "box": box & ~with_text,
         "text_box": box & with_text,

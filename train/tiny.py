@@ -70,7 +70,8 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
         workers=args.workers,
         save_every=args.save_every,
         seed=args.seed,
-        frozen=first_blocks(args.frozen_blocks),
+        # What redraws masks near by trains on what the rest answers (`train.mask_detail`), not beside it.
+        frozen=(*first_blocks(args.frozen_blocks), "mask_detail."),
         weight_decay=args.weight_decay,
         ema_decay=args.ema_decay,
         warmup=args.warmup,
@@ -80,7 +81,12 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
         options, faster=(("mask_decoder.refiner.", args.refiner_factor), ("mask_decoder.quality.", args.refiner_factor))
     )
     options = replace(options, mixed_precision="bf16" if has_fast_bfloat16(resolve_device(None)) else "no")
-    config = TextSamConfig.tiny(text_trained=True, image_size=args.size, mask_refinement=True)
+    config = TextSamConfig.tiny(
+        text_trained=True,
+        image_size=args.size,
+        mask_refinement=True,
+        mask_detail=bool(args.init) and TextSamConfig.from_pretrained(args.init).mask_detail,
+    )
     model = TextSamModel(config)
     if args.trunk:
         model.image_encoder.load_trunk(load_file(args.trunk))
@@ -110,11 +116,19 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
         instances=args.instances,
         scale_range=(args.min_scale, args.max_scale),
         paste_share=args.paste_share,
+        centred_clicks=args.centred_clicks,
         seed=args.seed,
         length=options.steps * options.batch_size * 64,
     )
     table = EmbeddingTable(embeddings, crops, torch.tensor(draw_from(names)), embeddings.mean(0))
-    step = TextSamStep(model, table, rounds=args.rounds, fixed_count=torch.cuda.is_available())
+    step = TextSamStep(
+        model,
+        table,
+        rounds=args.rounds,
+        fixed_count=torch.cuda.is_available(),
+        crop_share=args.crop_share,
+        named_clicks=args.named_clicks,
+    )
     return step, data, options
 
 
@@ -175,6 +189,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--min-scale", type=float, default=0.75, help="of the large-scale jitter")
     parser.add_argument("--max-scale", type=float, default=2.0, help="of the large-scale jitter")
     parser.add_argument("--paste-share", type=float, default=0.0, help="of samples with an object pasted in")
+    parser.add_argument("--crop-share", type=float, default=0.5, help="of texts: a crop's embedding, not a name")
+    parser.add_argument("--named-clicks", type=float, default=0.3, help="of first prompts: a click with a text")
+    parser.add_argument("--centred-clicks", type=float, default=0.0, help="of clicks: deepest in the mask")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args(arguments)
