@@ -6,18 +6,6 @@
 namespace textsam {
 namespace {
 
-// Row y of a map of (h, w, c) enlarged twofold, bilinearly: 2w places, `step` floats apart.
-void enlarge(const float* map, int64_t h, int64_t w, int64_t c, int64_t y, float* to, int64_t step, float* blended) {
-  const int64_t near = y / 2, far = std::min(std::max<int64_t>(near + (y % 2 ? 1 : -1), 0), h - 1);
-  const float *first = map + near * w * c, *second = map + far * w * c;
-  for (int64_t i = 0; i < w * c; ++i) blended[i] = 0.75f * first[i] + 0.25f * second[i];
-  for (int64_t x = 0; x < 2 * w; ++x) {
-    const int64_t beside = std::min(std::max<int64_t>(x / 2 + (x % 2 ? 1 : -1), 0), w - 1);
-    const float *left = blended + x / 2 * c, *right = blended + beside * c;
-    for (int64_t i = 0; i < c; ++i) to[x * step + i] = 0.75f * left[i] + 0.25f * right[i];
-  }
-}
-
 // Row y of a map of (.., 2w, c) that is halved, by the largest of 2 x 2: w places, `step` floats apart.
 void halve(const float* map, int64_t w, int64_t c, int64_t y, float* to, int64_t step) {
   const float *above = map + 4 * y * w * c, *below = above + 2 * w * c;
@@ -82,6 +70,7 @@ void conv_pair(int64_t h, int64_t w, int64_t c1, int64_t c2, int64_t resize, con
   float* once = scratch(0, h * w * n);
   std::vector<double> sums(2 * n * threads);
   std::vector<float> factor(n), offset(n);
+  const Enlarged enlarged(h / 2, w / 2, h, w, c1);
 #pragma omp parallel num_threads(threads)
   {
     const int64_t all = omp_get_num_threads(), me = omp_get_thread_num();
@@ -89,13 +78,13 @@ void conv_pair(int64_t h, int64_t w, int64_t c1, int64_t c2, int64_t resize, con
     double* sum = sums.data() + 2 * n * me;
     {
       Ring ring(w, in, 1);
-      Buffer blended(w * c1), row_sums(2 * n);
+      Buffer row_sums(2 * n);
       for (int64_t y = top; y < bottom; ++y) {
         const float* rows[3];
         ring.window(
             y - 1, h,
             [&](int64_t row, float* to) {
-              if (resize > 0) enlarge(a, h / 2, w / 2, c1, row, to, in, blended.data());
+              if (resize > 0) enlarged.row<false>(a, row, to, in);
               if (resize < 0) halve(a, w, c1, row, to, in);
               if (resize && !c2) return;
               for (int64_t x = 0; x < w; ++x) {
@@ -166,17 +155,17 @@ void finer(int64_t h, int64_t w, const Weights& weights, bool with_gelu, const f
            float* out, int64_t threads) {
   const int64_t n = weights.k, c = weights.n;
   float* narrow = scratch(0, h * w * c);
+  const Enlarged enlarged(h, w, 2 * h, 2 * w, c);
 #pragma omp parallel num_threads(threads)
   {
     const int64_t all = omp_get_num_threads(), me = omp_get_thread_num();
     const int64_t first = h * me / all, last = h * (me + 1) / all;
     product<End::kPlain>((last - first) * w, coarse + first * w * n, n, weights, narrow + first * w * c, c, c);
 #pragma omp barrier
-    Buffer blended(w * c);
     for (int64_t y = 2 * first; y < 2 * last; ++y) {
       float* to = out + y * 2 * w * c;
-      enlarge(narrow, h, w, c, y, to, c, blended.data());
-      for (int64_t i = 0; i < 2 * w * c; ++i) to[i] += x[y * 2 * w * c + i];
+      std::memcpy(to, x + y * 2 * w * c, sizeof(float) * 2 * w * c);
+      enlarged.row<true>(narrow, y, to, c);
       if (with_gelu) gelu_of(to, 2 * w * c);
     }
   }

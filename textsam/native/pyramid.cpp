@@ -133,43 +133,21 @@ struct Separable {
   }
 };
 
-// Where between two of `in` places each of `out` lies, as PyTorch's bilinear resize has it.
-struct Between {
-  std::vector<int64_t> first, second;
-  std::vector<float> share;
-  Between(int64_t in, int64_t out) : first(out), second(out), share(out) {
-    const float scale = static_cast<float>(in) / static_cast<float>(out);
-    for (int64_t i = 0; i < out; ++i) {
-      const float place = std::max(scale * (static_cast<float>(i) + 0.5f) - 0.5f, 0.0f);
-      first[i] = std::min(static_cast<int64_t>(place), in - 1), second[i] = std::min(first[i] + 1, in - 1);
-      share[i] = place - static_cast<float>(first[i]);
-    }
-  }
-};
-
 // Rows of a map's own product and a coarser map, enlarged, together.
 struct Joined {
-  int64_t w, coarse_w, c;
+  int64_t w;
   Weights lateral;
   const float *tap, *coarse;
-  Between down, across;
+  Enlarged enlarged;
 
   Joined(int64_t height, int64_t width, int64_t coarse_height, int64_t coarse_width, const Weights& weights,
          const float* map, const float* from)
-      : w(width), coarse_w(coarse_width), c(weights.n), lateral(weights), tap(map), coarse(from),
-        down(coarse_height, height), across(coarse_width, width) {}
+      : w(width), lateral(weights), tap(map), coarse(from),
+        enlarged(coarse_height, coarse_width, height, width, weights.n) {}
 
   void operator()(int64_t y, float* to) const {
-    thread_local std::vector<float> blended;
-    blended.resize(coarse_w * c);
-    const float *above = coarse + down.first[y] * coarse_w * c, *below = coarse + down.second[y] * coarse_w * c;
-    for (int64_t i = 0; i < coarse_w * c; ++i) blended[i] = above[i] + down.share[y] * (below[i] - above[i]);
-    product<End::kPlain>(w, tap + y * w * lateral.k, lateral.k, lateral, to, c, c);
-    for (int64_t x = 0; x < w; ++x) {
-      const float *left = blended.data() + across.first[x] * c, *right = blended.data() + across.second[x] * c;
-      const float share = across.share[x];
-      for (int64_t i = 0; i < c; ++i) to[x * c + i] += left[i] + share * (right[i] - left[i]);
-    }
+    product<End::kPlain>(w, tap + y * w * lateral.k, lateral.k, lateral, to, lateral.n, lateral.n);
+    enlarged.row<true>(coarse, y, to, lateral.n);
   }
 };
 

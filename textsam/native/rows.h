@@ -52,5 +52,45 @@ class Ring {  // all zeros at first, as a buffer is
   Buffer room_;
 };
 
+// Where between two of `in` places each of `out` lies, as PyTorch's bilinear resize has it.
+struct Between {
+  std::vector<int64_t> first, second;
+  std::vector<float> share;
+  Between(int64_t in, int64_t out) : first(out), second(out), share(out) {
+    const float scale = static_cast<float>(in) / static_cast<float>(out);
+    for (int64_t i = 0; i < out; ++i) {
+      const float place = std::max(scale * (static_cast<float>(i) + 0.5f) - 0.5f, 0.0f);
+      first[i] = std::min(static_cast<int64_t>(place), in - 1), second[i] = std::min(first[i] + 1, in - 1);
+      share[i] = place - static_cast<float>(first[i]);
+    }
+  }
+};
+
+// A map (h, w, c) that is enlarged, bilinearly, row by row.
+struct Enlarged {
+  int64_t w, c;
+  Between down, across;
+
+  Enlarged(int64_t h, int64_t width, int64_t to_h, int64_t to_w, int64_t channels)
+      : w(width), c(channels), down(h, to_h), across(width, to_w) {}
+
+  // Row y to places that are `step` floats apart, in place of what is there or added to it.
+  template <bool added>
+  void row(const float* map, int64_t y, float* to, int64_t step) const {
+    thread_local std::vector<float> blended;
+    blended.resize(w * c);
+    const float *above = map + down.first[y] * w * c, *below = map + down.second[y] * w * c;
+    const float part = down.share[y];
+    for (int64_t i = 0; i < w * c; ++i) blended[i] = above[i] + part * (below[i] - above[i]);
+    for (size_t x = 0; x < across.share.size(); ++x, to += step) {
+      const float *left = blended.data() + across.first[x] * c, *right = blended.data() + across.second[x] * c;
+      for (int64_t i = 0; i < c; ++i) {
+        const float value = left[i] + across.share[x] * (right[i] - left[i]);
+        to[i] = added ? to[i] + value : value;
+      }
+    }
+  }
+};
+
 }  // namespace
 }  // namespace textsam
