@@ -24,7 +24,7 @@ from train.loop import LoopOptions, rate, train
 from train.losses import balance, bce_loss, dice_loss, focal_loss, mask_iou
 from train.optimization import build_optimizer
 from train.packing import pack
-from train.step import TextSamStep, _first_prompts
+from train.step import LossWeights, TextSamStep, _first_prompts
 
 SIZE = 64
 
@@ -165,6 +165,15 @@ def test_clicks_with_a_name_may_be_asked_for_more_often(scene: Path) -> None:
         losses.append(each(samples, torch.Generator().manual_seed(0)))
     assert losses[0]["_text_point0"] == losses[1]["_text_point0"]
     assert losses[1]["mask"].item() == pytest.approx(losses[0]["mask"].item() * 0.65 / 0.3, rel=1e-5)
+
+
+def test_text_alone_may_weigh_more(scene: Path) -> None:
+    step, data = miniature(scene)
+    heavier = TextSamStep(step.model, step.table, loss_weights=LossWeights(text=2.0))
+    samples = [data[i] for i in range(8)]
+    plain, heavy = (each(samples, torch.Generator().manual_seed(0)) for each in (step, heavier))
+    assert heavy["text"].item() == pytest.approx(2 * plain["text"].item())
+    assert heavy["mask"] == plain["mask"]
 
 
 def test_clicks_lie_deepest_in_the_mask_when_centred(scene: Path) -> None:

@@ -30,6 +30,7 @@ class LossWeights:
     bce: float = 2.0
     dice: float = 2.0
     iou: float = 3.0
+    text: float = 1.0  # the masks of text alone, beside those of the other prompts
     presence: float = 0.5
     image_presence: float = 1.0
     similarity: float = 1.0
@@ -274,7 +275,8 @@ class TextSamStep(nn.Module):
         iou = mask_iou(logits, targets, weight)
         if there.any():
             shown = there.nonzero()[:, 0].to(device)
-            _add(results, "text", self._mask_loss(logits[shown], targets[shown], weight[shown]).mean())
+            loss = self._mask_loss(logits[shown], targets[shown], weight[shown]).mean()
+            _add(results, "text", self.loss_weights.text * loss)
             _add(results, "iou", self.loss_weights.iou * F.mse_loss(out.iou_predictions.float()[shown, 0], iou[shown]))
             results["_text"] = iou[shown].mean()
         there = there.to(device)

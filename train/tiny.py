@@ -22,7 +22,7 @@ from textsam.model import TextSamConfig, TextSamModel
 from train.data import CocoSamples, Source
 from train.embedding_table import EmbeddingTable
 from train.loop import LoopOptions, train
-from train.step import TextSamStep
+from train.step import LossWeights, TextSamStep
 from train.text_encoder import load_targets
 
 # (set, weight of a picture, names are exhaustive, file of the semantic masks, names that say nothing)
@@ -128,6 +128,7 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
         fixed_count=torch.cuda.is_available(),
         crop_share=args.crop_share,
         named_clicks=args.named_clicks,
+        loss_weights=LossWeights(text=args.text_weight),
     )
     return step, data, options
 
@@ -191,6 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--paste-share", type=float, default=0.0, help="of samples with an object pasted in")
     parser.add_argument("--crop-share", type=float, default=0.5, help="of texts: a crop's embedding, not a name")
     parser.add_argument("--named-clicks", type=float, default=0.3, help="of first prompts: a click with a text")
+    parser.add_argument("--text-weight", type=float, default=1.0, help="of the loss of text alone")
     parser.add_argument("--centred-clicks", type=float, default=0.0, help="of clicks: deepest in the mask")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
