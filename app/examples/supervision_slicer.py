@@ -1,6 +1,6 @@
 """Small things in a large picture: TextSAM as the callback of supervision's `InferenceSlicer`."""
 
-# %% A contact sheet of 64 cats, each 51 px wide.
+# %% A contact sheet of 100 cats, each 40 px wide.
 import numpy as np
 import supervision as sv
 from PIL import Image
@@ -8,11 +8,11 @@ from skimage import data
 
 import textsam
 
-small = np.asarray(Image.fromarray(data.chelsea()).resize((51, 34)))
-sheet = np.full((8 * 64, 8 * 64, 3), 90, np.uint8)
-for top in range(12, 512, 64):
-    for left in range(6, 512, 64):
-        sheet[top : top + 34, left : left + 51] = small
+small = np.asarray(Image.fromarray(data.chelsea()).resize((40, 27)))
+sheet = np.full((512, 512, 3), 90, np.uint8)
+for top in range(12, 510, 51):
+    for left in range(5, 510, 51):
+        sheet[top : top + 27, left : left + 40] = small
 
 # %% As a whole, and in four slices. The slicer hands over parts of what it was given, here RGB. Of small things the
 # model is less sure, so they are taken at a lower threshold.
