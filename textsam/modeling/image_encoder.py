@@ -258,7 +258,8 @@ class ImageEncoderViT(nn.Module):
         in_place = is_cpu_inference(x)
         if in_place and tokens.dtype in (torch.bfloat16, torch.float16):
             tokens = tokens.float()  # the residual: short of bits it would lose what the blocks add
-        tokens = tokens + self.position_embedding(*tokens.shape[1:3])
+        # Row by row, whatever order the convolution left: every norm and every residual would stumble over another one.
+        tokens = (tokens + self.position_embedding(*tokens.shape[1:3])).contiguous()
         for block in self.blocks:
             tokens = block(tokens, in_place=in_place)
         return self.neck(tokens.to(self.pos_embed.dtype).permute(0, 3, 1, 2))
