@@ -93,9 +93,9 @@ class CocoSamples(Dataset):
         paste_share: float = 0.0,
         centred_clicks: float = 0.0,
     ) -> None:
-        self.centred_clicks = centred_clicks
         self.size, self.instances, self.seed, self.length = size, instances, seed, length
-        self.scale_range, self.min_cells, self.paste_share = scale_range, min_cells, paste_share
+        self.scale_range, self.min_cells = scale_range, min_cells
+        self.paste_share, self.centred_clicks = paste_share, centred_clicks
         self.epoch = 0
         self.items: list[tuple[Source, CocoDataset, CocoImage, CocoImage | None, dict]] = []
         weights: list[float] = []

@@ -182,6 +182,7 @@ class TextSamStep(nn.Module):
             coords = group.clicks[:, None]
             labels = torch.ones(len(coords), 1, dtype=torch.int64, device=coords.device)
         text = group.text if "text" in kind else None
+        weight = self.shares[kind] / FIRST_PROMPTS[kind]
         mask_input = None
         for number in range(self.rounds):
             prompts = self.model.encode_prompts(
@@ -195,7 +196,6 @@ class TextSamStep(nn.Module):
             )
             out = self.model.decode_masks(image, prompts, multimask_output=None, image_index=group.image_index)
             ambiguous = number == 0 and kind == "point"
-            weight = self.shares[kind] / FIRST_PROMPTS[kind]
             chosen = self._mask_losses(out, group, ambiguous, f"{kind}{number}", weight, results)
             if number + 1 < self.rounds:
                 draws = torch.rand(len(chosen), 3, generator=generator).to(chosen.device)
