@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 import textsam
+from textsam.files.coco import load_coco
 from textsam.model import TextSamConfig, TextSamModel
 from train import tiny
 from train.data import CocoSamples, Source, View, shrink
@@ -267,6 +268,32 @@ def test_a_pasted_object_is_there_and_hides_what_is_behind(scene: Path, monkeypa
         assert (sample.present[name] >= sample.masks[0] - 1e-6).all()
         # Colours are changed by chance, but red stays redder than blue.
         assert not mask.any() or (seen[0] - seen[2]).mean() * (other[0] - other[2]) < 0
+
+
+def test_cutouts_are_pasted_and_not_shown(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.data.PASTED_PX", 100)
+    options = {"size": SIZE, "instances": 3, "seed": 0, "length": 64, "min_cells": 1.0}
+    shown = Source(scene, exhaustive=False)
+    data = CocoSamples([shown], {"disc": 1}, paste_share=1.0, cutouts=[Source(scene)], **options)
+    assert len(data.items) == len(load_coco(scene / "train.json"))
+    assert list(data.cutouts.by_name) == [1]
+    assert not data.to_paste
+    assert all(int(data[i].names[0]) == 1 for i in range(8))
+
+    both = CocoSamples([Source(scene)], {"square": 0, "disc": 1}, paste_share=1.0, cutouts=[Source(scene)], **options)
+    both.cutouts.prefer({1}, 1e6)
+    drawn = {both.cutouts.draw(np.random.default_rng(i))[0] for i in range(20)}
+    assert drawn == {1}
+
+
+def test_another_word_for_what_is_there_is_not_absent() -> None:
+    mean = torch.tensor([0.0, 0.0, 3.0])
+    sofa, couch, dog = (torch.tensor([*direction, 0.0]) + mean for direction in ((1.0, 0.1), (1.0, -0.1), (-0.2, 1.0)))
+    table = EmbeddingTable(torch.stack([sofa, couch, dog]), mean=mean)
+    absent = torch.tensor([1, 2])
+    assert table.other_things(absent, [0]).tolist() == [2]
+    assert table.other_things(absent, []).tolist() == [1, 2]
+    assert EmbeddingTable(table.names).other_things(absent, [0]).tolist() == [1, 2]  # without a mean none is known
 
 
 def test_what_cannot_be_pasted(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:

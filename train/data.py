@@ -21,6 +21,7 @@ from textsam.files.coco import CocoDataset, CocoImage, Region, load_coco
 
 MAX_MASK_SHARE = 0.9  # masks over 90% of the image are discarded, as in the paper
 PASTED_PX = 1500  # what is smaller would be pasted blurred
+COMMON_CUTOUT = 4
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class CocoSamples(Dataset):
         scale_range: large-scale jitter; half of the samples keep the whole picture.
         paste_share: of the samples, those that get an object of another picture pasted in, every name of the sets with
             exhaustive names as often as any other.
+        cutouts: data sets whose objects are pasted, half of the time in place of those, and whose pictures are not
+            shown; a name that is exhaustive elsewhere `COMMON_CUTOUT` times as often as others.
         centred_clicks: of the clicks, those that lie deepest in the mask, as people click; others lie anywhere in it.
         length: samples in an epoch.
     """
@@ -91,6 +94,7 @@ class CocoSamples(Dataset):
         scale_range: tuple[float, float] = (0.75, 2.0),
         min_cells: float = 6.0,
         paste_share: float = 0.0,
+        cutouts: Sequence[Source] = (),
         centred_clicks: float = 0.0,
     ) -> None:
         self.size, self.instances, self.seed, self.length = size, instances, seed, length
@@ -114,12 +118,17 @@ class CocoSamples(Dataset):
                 self.items.append((source, data, image, by_id.get(image.id), index))
                 weights.append(source.weight)
         self.weights = np.asarray(weights) / np.sum(weights)
-        self.to_paste: dict[int, list[tuple[Source, CocoImage, Region]]] = {}
+        self.to_paste, self.cutouts = _ToPaste(), _ToPaste()
         for source, _, image, _, index in self.items if paste_share else ():
-            for region in image.instances if source.exhaustive else ():
-                if (name := index.get(region.category_id)) is not None and region.area >= PASTED_PX:
-                    self.to_paste.setdefault(name, []).append((source, image, region))
-        if paste_share and not self.to_paste:
+            if source.exhaustive:
+                self.to_paste.add(source, image, index)
+        for source in cutouts:
+            data = load_coco(source.folder / "train.json")
+            index = {key: name_index[name] for key, name in data.categories.items() if name in name_index}
+            for image in data:
+                self.cutouts.add(source, image, index)
+        self.cutouts.prefer(set().union(*self.vocabulary.values()), COMMON_CUTOUT)
+        if paste_share and not (self.to_paste or self.cutouts):
             raise ValueError(
                 f"paste_share is {paste_share}, but no set with exhaustive names has a named object of at least "
                 f"{PASTED_PX} px to paste; set it to 0, or add such a set."
@@ -186,8 +195,8 @@ class CocoSamples(Dataset):
 
         None, and nothing drawn, where little of it would be seen. Source: Ghiasi et al. 2021, *Simple Copy-Paste*.
         """
-        name = list(self.to_paste)[rng.integers(len(self.to_paste))]
-        source, image, region = self.to_paste[name][rng.integers(len(self.to_paste[name]))]
+        pools = [pool for pool in (self.to_paste, self.cutouts) if pool]
+        name, source, image, region = pools[rng.integers(len(pools))].draw(rng)
         side = min(self.size * rng.uniform(0.15, 0.6), min(valid_hw) - 1)
         x1, y1, x2, y2 = (int(value) for value in region.box_xyxy)
         ratio = side / max(x2 - x1, y2 - y1)
@@ -205,6 +214,33 @@ class CocoSamples(Dataset):
         alpha = np.asarray(share, np.float32)[..., None] / 255
         pixels[place] = np.asarray(cut) * alpha + pixels[place] * (1 - alpha)
         return _Instance(mask, name, (source.folder.name, int(region.id)))
+
+
+class _ToPaste:
+    """Objects by name, to paste into other pictures."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[int, list[tuple[Source, CocoImage, Region]]] = {}
+        self.weights: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    def add(self, source: Source, image: CocoImage, index: dict[int, int]) -> None:
+        for region in image.instances:
+            if (name := index.get(region.category_id)) is not None and region.area >= PASTED_PX:
+                self.by_name.setdefault(name, []).append((source, image, region))
+                self.weights[name] = 1.0
+
+    def prefer(self, names: set[int], times: float) -> None:
+        """Draws these names so many times as often as others."""
+        self.weights = {name: times if name in names else 1.0 for name in self.weights}
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, Source, CocoImage, Region]:
+        chances = np.fromiter(self.weights.values(), np.float64)
+        name = list(self.by_name)[rng.choice(len(chances), p=chances / chances.sum())]
+        found = self.by_name[name]
+        return name, *found[rng.integers(len(found))]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+SAME_THING = 0.65  # cosine of two centred names over which both are right: "sofa", "couch"; not "bear", "teddy bear"
 SYNONYM = 0.38  # cosine of two centred names over which one may be said of the other's pictures ("cat", "animal")
 
 
@@ -29,8 +30,17 @@ class EmbeddingTable:
         chance = torch.where(nearest < SYNONYM, (nearest * 8).exp(), 0.0)
         return self.distractors[torch.multinomial(chance, count, generator=generator)]
 
+    def other_things(self, absent: Tensor, present: list[int]) -> Tensor:
+        """Of the names taken as absent, those that are no other word for one that is present."""
+        if self.mean is None or not present or not len(absent):
+            return absent
+        return absent[(self._centred[absent] @ self._centred[present].T).amax(1) < SAME_THING]
+
+    @cached_property
+    def _centred(self) -> Tensor:
+        return F.normalize(self.names - self.mean, dim=-1)
+
     @cached_property
     def _nearness(self) -> Tensor:
         """(R, K) cosine of each distractor and each name, both centred."""
-        centred = F.normalize(self.names - self.mean, dim=-1)
-        return centred[self.distractors] @ centred.T
+        return self._centred[self.distractors] @ self._centred.T

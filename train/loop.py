@@ -6,6 +6,7 @@ would have seen.
 
 from __future__ import annotations
 
+import atexit
 import copy
 import signal
 import time
@@ -57,6 +58,8 @@ def train(
     kind = accelerator.distributed_type
     if kind not in (DistributedType.NO, DistributedType.FSDP, *_DATA_PARALLEL):
         raise ValueError(f"training runs in one process, with DDP or with FSDP, not with {kind.value}")
+    if accelerator.num_processes > 1:  # the threads of a group that still stands can abort a process that leaves
+        atexit.register(accelerator.state.destroy_process_group)
     model = step_module.model
     optimizer = build_optimizer(model, options)
     checkpoint = load_checkpoint(out / "last.pt", model) if resume and (out / "last.pt").exists() else None

@@ -118,8 +118,9 @@ class TextSamStep(nn.Module):
         """Names that the picture is taken not to show: those of its data set's list, and distractors."""
         if not len(sample.absent):
             return sample.absent
+        absent = self.table.other_things(sample.absent, list(sample.present))
         drawn = self.table.draw_distractors(list(sample.present), self.distractors, generator)
-        return torch.cat([sample.absent, drawn[~torch.isin(drawn, sample.absent)]])
+        return torch.cat([absent, drawn[~torch.isin(drawn, absent)]])
 
     def texts_of(self, names: list[int]) -> Tensor:
         """(Q, D) what stands for names when each is compared with every picture of the batch."""

@@ -116,6 +116,7 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
         instances=args.instances,
         scale_range=(args.min_scale, args.max_scale),
         paste_share=args.paste_share,
+        cutouts=[Source(folder) for folder in args.cutouts],
         centred_clicks=args.centred_clicks,
         seed=args.seed,
         length=options.steps * options.batch_size * 64,
@@ -190,6 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--min-scale", type=float, default=0.75, help="of the large-scale jitter")
     parser.add_argument("--max-scale", type=float, default=2.0, help="of the large-scale jitter")
     parser.add_argument("--paste-share", type=float, default=0.0, help="of samples with an object pasted in")
+    parser.add_argument("--cutouts", nargs="*", default=[], type=Path, help="sets whose objects are pasted, too")
     parser.add_argument("--crop-share", type=float, default=0.5, help="of texts: a crop's embedding, not a name")
     parser.add_argument("--named-clicks", type=float, default=0.3, help="of first prompts: a click with a text")
     parser.add_argument("--text-weight", type=float, default=1.0, help="of the loss of text alone")

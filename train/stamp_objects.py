@@ -1,0 +1,93 @@
+"""Tux Paint's stamps, photos of things with a transparent ground, as training objects to be pasted into photos.
+
+    apt-get install tuxpaint-stamps-default     # public domain, GPL and CC licences, told in its copyright file
+    python -m train.stamp_objects --stamps /usr/share/tuxpaint/stamps --text-encoder weights/text_encoder \\
+        --out DATA/stamps
+
+What is drawn rather than photographed is left out, as is what is no known name. Writes `train.json` (COCO instances,
+one object a picture) and `images/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from textsam.language.vocabulary import Vocabulary
+from train.cutouts import CutoutSet, last_words
+
+DRAWN = ("symbols", "cartoon", "toys", "space", "seasonal", "monuments", "flags", "arttools")
+# Path below the stamps' folder (regular expressions) -> name; the first that fits counts, "" leaves the stamp out.
+SAME = {
+    r"animals/birds/.*": "bird",
+    r"animals/mammals/bears/.*": "bear",
+    r"animals/mammals/bovines/(bull|cow|cow_white|zebu)": "cow",
+    r"animals/mammals/bovines/(ram|sheep|sheep_lamb)": "sheep",
+    r"animals/mammals/bovines/(gnu|indian).*": "",
+    r"animals/mammals/(dogs/dog)": "dog",
+    r"animals/mammals/rodents/mouse": "",  # COCO's mouse is a computer's
+    r"animals/insects/hoverfly|household/(tools/cementmixer|lightningbolt)|.*/(lightningbolt|eye)": "",
+    r".*/toilet": "toilet",
+    r"plants/(lavender|thyme|.*poo)|plants/.*(lettuce|eggplant|rambutan|lavender|thyme|chuvanna).*": "",
+    r"food/fruit/apple.*": "apple",
+    r"food/fruit/(orange.*|mandarine|sliced_orange)": "orange",
+    r"food/pizza": "pizza",
+    r"food/vegetables/broccoli": "broccoli",
+    r"sports/(basketball|soccer|tennis_ball|cricketball|football|australian_rules_football)": "sports ball",
+    r"town/roadsigns/stop": "stop sign",
+    r"town/roadsigns/stoplight.*": "traffic light",
+    r"town/roadsigns/(?!traffic_cone).*": "",
+    r"vehicles/auto/(beetle|sedan|sportscar2)|vehicles/race/.*": "car",
+    r"vehicles/auto/truck|vehicles/(garbagetruck|emergency/firetruck)": "truck",
+    r"vehicles/(7spoke256|wheel_tractor)": "wheel",
+    r"vehicles/emergency/sedan_police": "",
+    r"vehicles/flight/planes/.*": "airplane",
+    r"vehicles/masstransit/.*": "bus",
+    r"vehicles/ship/.*": "boat",
+    r".*(wineglass|wine_glass).*": "wine glass",
+    r".*(coffee_?cup|teacup|mug).*": "cup",
+}
+
+
+def known_name(path: Path, said: str, vocabulary: Vocabulary) -> str | None:
+    """What a stamp is called in the vocabulary: by its path, or by its first line of text ("A ripe, red tomato!")."""
+    for pattern, same in SAME.items():
+        if re.fullmatch(pattern, str(path.with_suffix(""))):
+            return same or None
+    said = re.sub(r"^(a pair of|an?|the|some|one) |\(.*?\)|[.!“”]", "", said.lower()).strip()
+    return last_words(said, vocabulary)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stamps", required=True, type=Path)
+    parser.add_argument("--text-encoder", required=True, type=Path, help="folder of the trained text encoder")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--side", type=int, default=320, help="px at most")
+    args = parser.parse_args(arguments)
+    vocabulary = Vocabulary.load(args.text_encoder / "vocabulary.json")
+    found = CutoutSet(args.out)
+    for file in sorted(args.stamps.rglob("*.png")):
+        path, text = file.relative_to(args.stamps), file.with_suffix(".txt")
+        if set(path.parts) & set(DRAWN) or not text.exists():
+            continue
+        name = known_name(path, text.read_text("utf-8", errors="replace").splitlines()[0], vocabulary)
+        if name is None:
+            continue
+        with Image.open(file) as opened:
+            picture = opened.convert("RGBA")
+        picture.thumbnail((args.side, args.side))
+        pixels = np.asarray(picture)
+        mask = pixels[..., 3] > 127
+        if mask.sum() > 400:
+            found.add(pixels[..., :3], mask, name)
+    found.write()
+    print(f"{len(found)} pictures of {len(found.categories)} names")
+
+
+if __name__ == "__main__":
+    main()
