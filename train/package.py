@@ -24,17 +24,30 @@ MAX_BYTES, MAX_SHARING_BYTES = 24_000_000, 12_000_000
 
 
 def package(
-    model: Path, text_encoder: Path | None, crop_encoder: Path | None, out: Path, image_size: int | None = None
+    model: Path,
+    text_encoder: Path | None,
+    crop_encoder: Path | None,
+    out: Path,
+    image_size: int | None = None,
+    start: Path | None = None,
+    share: float = 1.0,
 ) -> int:
     """Write the folder; returns its size in bytes.
 
     Args:
         text_encoder, crop_encoder: None where the model shares those of the embedded model.
         image_size: side in px that photos are resized to in use, where that is not the side of training.
+        start, share: what the training began with; the weights become `share` of the trained and the rest of these.
+            Between two such models often lies a better one (Wortsman et al. 2022, *Robust fine-tuning*).
     Raises:
         ValueError: it would be larger than 24 MB, or than 12 MB without encoders; or it has no encoders at all.
     """
     trained = TextSamModel.from_pretrained(model, dtype=torch.float32)
+    if start is not None:
+        before = TextSamModel.from_pretrained(start, dtype=torch.float32).state_dict()
+        with torch.no_grad():
+            for name, value in trained.state_dict().items():
+                value.lerp_(before[name], 1 - share)
     trained.half().save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)  # safetensors leaves it to the owner alone, and packages keep that
     if text_encoder is not None and crop_encoder is not None:
@@ -62,8 +75,10 @@ def main() -> None:
     for name in ("model", "text-encoder", "crop-encoder", "out"):
         parser.add_argument(f"--{name}", required=name in ("model", "out"), type=Path)
     parser.add_argument("--image-size", type=int)
+    parser.add_argument("--start", type=Path, help="the model that training began with, to be averaged with its result")
+    parser.add_argument("--share", type=float, default=0.5, help="of the trained model in that average")
     args = parser.parse_args()
-    size = package(args.model, args.text_encoder, args.crop_encoder, args.out, args.image_size)
+    size = package(args.model, args.text_encoder, args.crop_encoder, args.out, args.image_size, args.start, args.share)
     print(f"{args.out}: {size / 1e6:.1f} MB")
 
 
