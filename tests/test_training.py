@@ -281,9 +281,12 @@ def test_cutouts_are_pasted_and_not_shown(scene: Path, monkeypatch: pytest.Monke
     assert all(int(data[i].names[0]) == 1 for i in range(8))
 
     both = CocoSamples([Source(scene)], {"square": 0, "disc": 1}, paste_share=1.0, cutouts=[Source(scene)], **options)
-    both.cutouts.prefer({1}, 1e6)
-    drawn = {both.cutouts.draw(np.random.default_rng(i))[0] for i in range(20)}
-    assert drawn == {1}
+    rng = np.random.default_rng(0)
+    assert 0.4 < np.mean([both.cutouts.draw(rng)[0] for _ in range(400)]) < 0.6  # both names are the sets' own
+    both.cutouts.common = frozenset({1})
+    assert 0.75 < np.mean([both.cutouts.draw(rng)[0] for _ in range(400)]) < 0.85  # four times to once
+    with pytest.raises(ValueError, match="paste_share is 0"):
+        CocoSamples([shown], {"disc": 1}, cutouts=[Source(scene)], **options)
 
 
 def test_another_word_for_what_is_there_is_not_absent() -> None:

@@ -21,7 +21,7 @@ from textsam.files.coco import CocoDataset, CocoImage, Region, load_coco
 
 MAX_MASK_SHARE = 0.9  # masks over 90% of the image are discarded, as in the paper
 PASTED_PX = 1500  # what is smaller would be pasted blurred
-COMMON_CUTOUT = 4
+COMMON_CUTOUT = 4  # how often a cutout has a name that is asked for as absent elsewhere, to once for any other
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class CocoSamples(Dataset):
                 self.items.append((source, data, image, by_id.get(image.id), index))
                 weights.append(source.weight)
         self.weights = np.asarray(weights) / np.sum(weights)
-        self.to_paste, self.cutouts = _ToPaste(), _ToPaste()
+        self.to_paste, self.cutouts = _ToPaste(), _ToPaste(frozenset().union(*self.vocabulary.values()))
         for source, _, image, _, index in self.items if paste_share else ():
             if source.exhaustive:
                 self.to_paste.add(source, image, index)
@@ -127,7 +127,10 @@ class CocoSamples(Dataset):
             index = {key: name_index[name] for key, name in data.categories.items() if name in name_index}
             for image in data:
                 self.cutouts.add(source, image, index)
-        self.cutouts.prefer(set().union(*self.vocabulary.values()), COMMON_CUTOUT)
+        if cutouts and not paste_share:
+            raise ValueError(
+                "there are cutouts to paste, but paste_share is 0; set it to the share of samples that get one"
+            )
         if paste_share and not (self.to_paste or self.cutouts):
             raise ValueError(
                 f"paste_share is {paste_share}, but no set with exhaustive names has a named object of at least "
@@ -217,11 +220,15 @@ class CocoSamples(Dataset):
 
 
 class _ToPaste:
-    """Objects by name, to paste into other pictures."""
+    """Objects by name, to paste into other pictures.
 
-    def __init__(self) -> None:
+    Args:
+        common: names that are drawn `COMMON_CUTOUT` times as often as others.
+    """
+
+    def __init__(self, common: frozenset[int] = frozenset()) -> None:
+        self.common = common
         self.by_name: dict[int, list[tuple[Source, CocoImage, Region]]] = {}
-        self.weights: dict[int, float] = {}
 
     def __len__(self) -> int:
         return len(self.by_name)
@@ -230,14 +237,9 @@ class _ToPaste:
         for region in image.instances:
             if (name := index.get(region.category_id)) is not None and region.area >= PASTED_PX:
                 self.by_name.setdefault(name, []).append((source, image, region))
-                self.weights[name] = 1.0
-
-    def prefer(self, names: set[int], times: float) -> None:
-        """Draws these names so many times as often as others."""
-        self.weights = {name: times if name in names else 1.0 for name in self.weights}
 
     def draw(self, rng: np.random.Generator) -> tuple[int, Source, CocoImage, Region]:
-        chances = np.fromiter(self.weights.values(), np.float64)
+        chances = np.array([COMMON_CUTOUT if name in self.common else 1 for name in self.by_name])
         name = list(self.by_name)[rng.choice(len(chances), p=chances / chances.sum())]
         found = self.by_name[name]
         return name, *found[rng.integers(len(found))]
