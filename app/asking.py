@@ -14,7 +14,7 @@ from textsam.files.rle import encode_mask
 from textsam.language.queries import clean_text
 from textsam.language.vocabulary import UnknownNameError
 from textsam.predictor import TextSam
-from textsam.prompting.detections import UNNAMED_CLASS
+from textsam.prompting.detections import UNNAMED_CLASS, best_of_group
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -78,7 +78,23 @@ def find_words(sam: TextSam, prompts: Prompts, new_id: Callable[[], int]) -> tup
         threshold=LOWEST_CONFIDENCE,
         return_logits=True,
     )
+    detections.data["shown_from"] = _shown_from(sam, detections)
     return _masks(detections, new_id, "words")
+
+
+def _shown_from(sam: TextSam, detections: sv.Detections) -> np.ndarray:
+    """(N,) the threshold from which down each instance is shown.
+
+    At the default threshold that is what `TextSam.predict` gives: nothing that is faint beside the best of its word.
+    The further the threshold is moved down, the less that counts.
+    """
+    if not sam.network.config.text_trained:
+        return detections.confidence
+    options = sam.text_options
+    wanted = options.share_of_best * best_of_group(detections.confidence, detections.class_id)
+    faint = detections.confidence < wanted
+    lowered = options.confidence_threshold * detections.confidence / wanted
+    return np.where(faint, np.minimum(lowered, detections.confidence), detections.confidence)
 
 
 def find_everything(sam: TextSam, new_id: Callable[[], int]) -> tuple[Found, ...]:
@@ -137,6 +153,7 @@ def _masks(detections: sv.Detections, new_id: Callable[[], int], origin: Any) ->
         best = np.argsort(-detections.confidence, kind="stable")[: LIMITS.masks]
         detections = detections[np.sort(best)]
     logits = detections.data.get("low_res_logits")
+    shown_from = detections.data.get("shown_from", detections.confidence)
     names = detections.data.get("class_name", [UNNAMED_CLASS] * len(detections))
     return tuple(
         Found(
@@ -147,6 +164,7 @@ def _masks(detections: sv.Detections, new_id: Callable[[], int], origin: Any) ->
             colour=i,
             logits=None if logits is None else logits[i],
             origin=origin,
+            shown_from=float(shown_from[i]),
         )
         for i in range(len(detections))
         if detections.mask[i].any()

@@ -37,6 +37,7 @@ class Found:
         confidence: in [0, 1]. area: px. colour: its place in the palette.
         logits: (4h, 4w) float32, to be corrected from; None where the model keeps none.
         origin: what it answers.
+        shown_from: the threshold from which down it is shown.
     """
 
     id: int
@@ -46,6 +47,7 @@ class Found:
     colour: int
     logits: np.ndarray | None = None
     origin: Literal["words", "everything", "object"] = "object"
+    shown_from: float = 1.0
 
     def mask(self) -> np.ndarray:
         """(H, W) bool."""
@@ -124,7 +126,7 @@ class Scene:
         """The masks that are shown: an object stands in the place of its target, and hides what is the same mask."""
         current = self.current
         finished = [mask for mask in self.kept if mask.id not in self.removed]
-        rows = [each for each in self.found if each.confidence >= self.threshold and each.id not in self.removed]
+        rows = [each for each in self.found if each.shown_from >= self.threshold and each.id not in self.removed]
         winners = [mask.rle for mask in [*finished, current] if mask is not None]
         if winners and rows:
             overlaps = np.asarray(coco_mask.iou([row.rle for row in rows], winners, [0] * len(winners)))

@@ -6,6 +6,7 @@ import supervision as sv
 import torch
 
 from textsam.prompting.detections import (
+    best_of_group,
     boxes_of_masks,
     confidence_score,
     mask_nms,
@@ -87,6 +88,12 @@ def test_mask_nms_agrees_with_supervision():
 
 def test_mask_nms_of_nothing():
     assert mask_nms(torch.zeros(0, 4, 4, dtype=torch.bool), torch.zeros(0), 0.5).tolist() == []
+
+
+def test_best_of_group():
+    best = best_of_group(np.array([0.2, 0.9, 0.5], np.float32), np.array([3, 0, 3]))
+    assert best.tolist() == pytest.approx([0.5, 0.9, 0.5])
+    assert best_of_group(np.zeros(0, np.float32), np.zeros(0, np.int64)).shape == (0,)
 
 
 def test_confidence_stays_between_zero_and_one():

@@ -223,6 +223,7 @@ def test_the_filled_box_scores_as_its_baseline(data: Path) -> None:
     assert scores.text is not None
     assert scores.text["ap50"] == pytest.approx(1.0)
     assert scores.text["ap"] < 0.7
+    assert scores.text["instance_precision"] == scores.text["instance_recall"] == 1.0
     # every wrong click is a background click in a corner of the box, all nine are made
     assert {f"{count} clicks" for count in range(1, 10)} <= set(model.calls)
 
@@ -232,6 +233,7 @@ def test_an_empty_answer_scores_zero(data: Path) -> None:
     assert scores.box == scores.clicks[1] == scores.clicks[9] == 0.0
     assert scores.text is not None
     assert scores.text["miou_classes"] == 0.0
+    assert scores.text["instance_recall"] == 0.0
 
 
 def test_the_first_click_takes_the_mask_of_the_highest_predicted_iou(data: Path) -> None:

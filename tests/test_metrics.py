@@ -6,6 +6,7 @@ import pytest
 from textsam.evaluation.metrics import (
     auroc,
     coco_average_precision,
+    count_matches,
     ellipses_in_boxes,
     expected_calibration_error,
     filled_boxes,
@@ -174,3 +175,17 @@ def test_average_precision_ignores_crowds() -> None:
 def test_average_precision_of_nothing() -> None:
     assert coco_average_precision(ground_truth([]), []).ap is None
     assert coco_average_precision(ground_truth([rectangle(0, 0, 4, 4)]), []).ap == 0.0
+
+
+def test_matches_by_hand() -> None:
+    targets = np.zeros((2, 4, 8), bool)
+    targets[0, :, :4], targets[1, :, 4:] = True, True
+    assert count_matches(targets, targets) == 2
+    twice = np.stack([targets[0], targets[0], targets[1]])
+    assert count_matches(twice, targets) == 2  # a repetition is none
+    half, less = targets[0].copy(), targets[0].copy()
+    half[:2], less[:, 1:] = False, False
+    assert count_matches(half[None], targets) == 1
+    assert count_matches(less[None], targets) == 0
+    assert count_matches(targets.any(0)[None], targets) == 1  # both in one: IoU 0.5 with each
+    assert count_matches(np.zeros((0, 4, 8), bool), targets) == count_matches(targets, targets[:0]) == 0

@@ -90,7 +90,7 @@ def test_thresholds_by_class(sam: TextSam) -> None:
     assert (found.class_id == 1).sum() == (all_found.confidence[all_found.class_id == 1] >= middle).sum()
     strict = find_queries(sam, None, QueryList.parse(["cat @ 0", "dog"]))
     default = sam.predict(text=["cat", "dog"])
-    assert (strict.class_id == 1).sum() <= (default.class_id == 1).sum()
+    assert (strict.class_id == 1).sum() <= (default.class_id == 1).sum()  # what is faint beside the best stays away
     assert len(find_queries(sam, None, QueryList.parse(["cat @ 1", "dog @ 1"]))) == 0
 
 

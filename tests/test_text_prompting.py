@@ -94,7 +94,7 @@ def found_squares(model, instances) -> list[int]:
 def test_every_instance_of_each_text_once(similarity_head, use_boxes):
     """Touching squares come apart, each square comes once and whole, and a colour that is absent gives nothing."""
     model = SquaresModel(similarity_head)
-    options = TextPromptOptions(use_boxes=use_boxes, grid_points_per_side=16)
+    options = TextPromptOptions(use_boxes=use_boxes, grid_points_per_side=16, share_of_best=0.5)
     instances = find(model, [RED, GREEN, BLUE], options=options)
     assert instances.query_index.tolist() == [0, 0, 0, 2]
     assert sorted(found_squares(model, instances)[:3]) == [0, 1, 2]
@@ -135,6 +135,19 @@ def test_max_instances_and_threshold():
     none = find(model, [RED, BLUE], threshold=1.0)
     assert len(none) == 0
     assert none.low_res_logits.shape == (0, 16, 16)
+
+
+def test_what_is_faint_beside_the_best_of_its_text_is_asked_for_by_a_threshold():
+    model = SquaresModel()
+    every = find(model, [RED, BLUE], threshold=TextPromptOptions().confidence_threshold)
+    best = every.confidence[every.query_index == 0].max()
+    weakest = every.confidence[every.query_index == 0].min() / best
+    assert weakest < 1
+    for share in (weakest - 0.01, weakest + 0.01):
+        found = find(model, [RED, BLUE], options=TextPromptOptions(share_of_best=float(share)))
+        expected = (every.query_index == 1) | (every.confidence >= share * best)
+        torch.testing.assert_close(found.confidence, every.confidence[expected])
+    assert len(found) < len(every)
 
 
 def test_presence_orders_texts():

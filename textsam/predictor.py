@@ -181,7 +181,8 @@ class TextSam:
             multimask_output: points, boxes, masks: three masks for each prompt set (whole, part, subpart; N * 3 rows),
                 instead of SAM's single mask.
             max_instances: text alone: at most this many for each text, the most confident.
-            threshold: lowest confidence, in [0, 1]; None: 0 with points, boxes or masks, the options' for text alone.
+            threshold: lowest confidence, in [0, 1]; None: 0 with points, boxes or masks; for text alone the options',
+                and a share of the confidence of the text's best instance, where the model's text prompt was trained.
             return_logits: also `data["low_res_logits"]`, (N, 4h, 4w) float32.
         Returns:
             xyxy (N, 4) float32; mask (N, H, W) bool; confidence (N,) in [0, 1], see

@@ -9,7 +9,7 @@ import torch
 
 from textsam.language.queries import QueryList
 from textsam.predictor import TextSam
-from textsam.prompting.detections import mask_nms
+from textsam.prompting.detections import best_of_group, mask_nms
 from textsam.text_regions.options import TextReadingOptions
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def find_queries(
             keep[of_class] &= found.confidence[of_class] >= least
             if threshold is None and sam.network.config.text_trained:
                 keep[of_class] &= found.data["presence"][of_class] >= sam.text_options.presence_threshold
+                best = best_of_group(found.confidence, found.class_id)  # of each text, as `predict` has it
+                keep[of_class] &= found.confidence[of_class] >= sam.text_options.share_of_best * best[of_class]
     indices = np.flatnonzero(keep)
     kept = mask_nms(
         masks[indices],

@@ -118,7 +118,7 @@ class MaskTracking:
         if ask_every < 1:
             raise ValueError(f"Expected ask_every of at least 1 frame, got {ask_every}.")
         self.sam, self.texts, self.negative_texts = sam, list(texts), list(negative_texts) or None
-        self.threshold = _threshold(sam, threshold)
+        self.asked_from, self.threshold = threshold, _threshold(sam, threshold)
         self.ask_every, self.iou_threshold = ask_every, iou_threshold
         self._followed: Any = None
         self._frames = self._given = 0
@@ -128,7 +128,7 @@ class MaskTracking:
         followed = self._follow(frame.shape[:2])
         if self._frames % self.ask_every == 0:
             asked = self.sam.predict(
-                text=self.texts, negative_text=self.negative_texts, threshold=self.threshold, return_logits=True
+                text=self.texts, negative_text=self.negative_texts, threshold=self.asked_from, return_logits=True
             )
             followed = self._join(followed, asked)
         self._frames += 1

@@ -205,19 +205,22 @@ def _word_table(scores: dict[str, Any]) -> str:
         if s["text"] is None:
             continue
         text, absence = s["text"], s["absence"] or {}
-        values = [text["miou_pairs"], text["miou_classes"], text["iou_dataset"], text.get("ap"), text.get("ap50")]
+        values = [text["miou_pairs"], text["miou_classes"], text["iou_dataset"]]
+        values += [text.get(key) for key in ("instance_precision", "instance_recall", "ap", "ap50")]
         values += [absence.get("auroc"), absence.get("auroc_confusable")]
         values += [s["calibration"]["text"], s["calibration"]["presence"]]
         rows.append([s["name"], str(s["names"]), *map(_number, values)])
     if not rows:
         return ""
-    heading = ["set", "names", "IoU pairs", "IoU classes", "data set IoU", "AP", "AP50", "absence AUROC"]
+    heading = ["set", "names", "IoU pairs", "IoU classes", "data set IoU", "instances right", "found", "AP", "AP50"]
     unknown = [f"{s['name']}: {', '.join(s['unknown_names'])}" for s in scores["sets"] if s["unknown_names"]]
     note = f" Names that the text encoder does not know were not asked ({'; '.join(unknown)})." if unknown else ""
     return (
         "Words: the union of the instances found for a name that is in the picture against the union of the true ones; "
         "mean over (picture, name) pairs, over classes of their pairs, and over classes of summed intersections by "
-        f"summed unions.{note}\n\n" + _table([*heading, "confusable", "ECE text", "ECE presence"], rows)
+        f"summed unions. Of the instances that were found, those that match a true one at IoU 0.5, and how many of the "
+        f"true ones were found so.{note}\n\n"
+        + _table([*heading, "absence AUROC", "confusable", "ECE text", "ECE presence"], rows)
     )
 
 

@@ -55,7 +55,9 @@ class Summary:
         one_click_oracle: the best of the three by the truth. one_click_single: the one mask of multimask_output=False.
         text_click, one_click_beside_text: name and first click; that click alone, over the same instances.
         text_box, box_beside_text: name and box; that box alone, over the same instances.
-        text: see `semantic_scores`; and "ap", "ap50", "ap75", "ar100" of the instances (COCO, one set at a time).
+        text: see `semantic_scores`; "instance_precision", "instance_recall": of the instances found for the names that
+            are there, those that match one of theirs at IoU 0.5, and the reverse; "ap", "ap50", "ap75", "ar100" of the
+            instances (COCO, one set at a time).
         absence: see `absence_auroc`.
         calibration: expected calibration error of the confidence against the IoU ("box", "one_click"), against a match
             at IoU 0.5 ("text"), and of the presence against the truth ("presence").
@@ -137,6 +139,8 @@ class Report:
                 "IoU pairs": lambda s: _number(_get(s.text, "miou_pairs")),
                 "IoU classes": lambda s: _number(_get(s.text, "miou_classes")),
                 "data set IoU": lambda s: _number(_get(s.text, "iou_dataset")),
+                "instances right": lambda s: _number(_get(s.text, "instance_precision")),
+                "found": lambda s: _number(_get(s.text, "instance_recall")),
                 "AP": lambda s: _number(_get(s.text, "ap")),
                 "AP50": lambda s: _number(_get(s.text, "ap50")),
                 "absence AUROC": lambda s: _number(_get(s.absence, "auroc")),
@@ -191,6 +195,9 @@ def summarise(tally: Tally, *, with_ap: bool = True) -> Summary:
     semantic: dict[str, Any] | None = None
     if text.names or text.presence:
         semantic = semantic_scores(text.names, text.intersections, text.unions)
+        matched, answers, wanted = (sum(counts) for counts in (text.matches, text.answers, text.wanted))
+        semantic["instance_precision"] = matched / answers if answers else None
+        semantic["instance_recall"] = matched / wanted if wanted else None
         if with_ap:
             precision = average_precision(text, tally.images, len(tally.names))
             semantic |= {key: getattr(precision, key) for key in ("ap", "ap50", "ap75", "ar100")}

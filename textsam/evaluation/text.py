@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from textsam.evaluation.metrics import AveragePrecision, auroc, coco_average_precision, intersection_and_union
+from textsam.evaluation.metrics import (
+    AveragePrecision,
+    auroc,
+    coco_average_precision,
+    count_matches,
+    intersection_and_union,
+)
 from textsam.evaluation.options import Promptable
 from textsam.files.coco import CocoDataset, CocoImage
 from textsam.files.rle import encode_mask
@@ -58,6 +64,8 @@ class TextScores:
 
     Attributes:
         names, intersections, unions: one entry for every (image, name) pair whose name is in the image.
+        answers, matches, wanted: for every such pair that has instances, how many were found, how many of these have
+            an IoU of at least 0.5 with one of their own, and how many there are.
         presence: one (name, score, is there) for every image and name asked.
         pairs: one (first, second, score of the one that is there, score of the one that is not) for confusable names.
         truths, detections: COCO entries with image ids counted up from 1.
@@ -67,6 +75,9 @@ class TextScores:
     names: list[str] = field(default_factory=list)
     intersections: list[int] = field(default_factory=list)
     unions: list[int] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+    matches: list[int] = field(default_factory=list)
+    wanted: list[int] = field(default_factory=list)
     presence: list[tuple[str, float, bool]] = field(default_factory=list)
     pairs: list[tuple[str, str, float, float]] = field(default_factory=list)
     truths: list[dict[str, Any]] = field(default_factory=list)
@@ -75,7 +86,7 @@ class TextScores:
 
     def extend(self, other: TextScores) -> None:
         """Adds the results of another image or set, without its masks."""
-        for key in ("names", "intersections", "unions", "presence", "pairs", "truths", "detections"):
+        for key in vars(self).keys() - {"union_masks"}:
             getattr(self, key).extend(getattr(other, key))
 
 
@@ -135,6 +146,9 @@ def score_text(
             scores.intersections.append(int(intersection[0]))
             scores.unions.append(int(total[0]))
             scores.union_masks[name] = union
+            regions = [region.mask() for region in image.instances if dataset.name_of(region) == name]
+            if regions:
+                _count_instances(found, index, np.stack(regions), truth.ignore[name], scores)
     if names:
         _score_instances(model, image, dataset, names, number, scores)
         presence = np.asarray(model.presence(None, names), float)
@@ -142,6 +156,17 @@ def score_text(
             raise ValueError(f"expected {len(names)} values from presence, got shape {presence.shape}")
         _score_presence(dict(zip(names, presence.tolist(), strict=True)), truth, scores)
     return scores
+
+
+def _count_instances(found: Any, index: int, targets: np.ndarray, ignore: np.ndarray, scores: TextScores) -> None:
+    """The answers to one name, without those that lie mostly where nothing is known, against its instances."""
+    scores.wanted.append(len(targets))
+    own = np.flatnonzero(np.asarray(found.class_id) == index) if len(found) else np.zeros(0, np.int64)
+    own = own[np.argsort(-np.asarray(found.confidence)[own], kind="stable")] if len(own) else own
+    masks = np.asarray(found.mask, bool)[own] if len(own) else np.zeros((0, *targets.shape[1:]), bool)
+    masks = masks[2 * (masks & ignore).sum((1, 2)) <= masks.sum((1, 2))]
+    scores.answers.append(len(masks))
+    scores.matches.append(count_matches(masks, targets))
 
 
 def union_of(detections: Any, index: int, size_hw: tuple[int, int]) -> np.ndarray:

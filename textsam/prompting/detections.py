@@ -125,6 +125,13 @@ def confidence_score(predicted_iou: Tensor, presence: Tensor | None = None, agre
     return torch.stack(factors).prod(0) ** (1 / len(factors))
 
 
+def best_of_group(confidence: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """(N,) confidences and (N,) int, not negative, what each belongs to -> (N,) the highest of each one's group."""
+    best = np.zeros(int(groups.max(initial=-1)) + 1, dtype=confidence.dtype)
+    np.maximum.at(best, groups, confidence)
+    return best[groups]
+
+
 def to_detections(
     masks: np.ndarray,
     *,

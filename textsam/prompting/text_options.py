@@ -12,6 +12,8 @@ class TextPromptOptions:
     Attributes:
         presence_threshold: a text whose presence is below it is taken as absent, and no guess is made.
         confidence_threshold: instances of a lower confidence are dropped, unless the caller gives a threshold.
+        share_of_best: so are those under this share of the confidence of the same text's best: what is faint beside a
+            sure find is mostly a part of it or something alike (chosen on training pictures, see `train/README.md`).
         region_threshold: similarity probability above which a position belongs to a text's region.
         peak_threshold: similarity probability that a peak needs to become a point.
         peak_radius: a peak is the maximum of a window of 2 * radius + 1 positions of the similarity map.
@@ -34,6 +36,7 @@ class TextPromptOptions:
 
     presence_threshold: float = 0.2
     confidence_threshold: float = 0.45
+    share_of_best: float = 0.8
     region_threshold: float = 0.5
     peak_threshold: float = 0.5
     peak_radius: int = 2

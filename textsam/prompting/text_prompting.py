@@ -44,7 +44,7 @@ def find_instances(
         negative_embeddings: (P, D) of unit length; where one of them fits better than the text, the text loses.
         options: None: the defaults.
         max_instances: for each text, the most confident.
-        threshold: on the confidence; None: the one of the options.
+        threshold: on the confidence; None: the one of the options, and their share of the best.
     """
     options = options or TextPromptOptions()
     reading = read_texts(model, image, geometry, text_embeddings, negative_embeddings)
@@ -68,6 +68,9 @@ def find_instances(
                 regions.select(torch.nonzero(regions.confidence >= lowest)[:, 0]), guesses, options
             )
             guesses = keep_best(guesses, options, lowest, None)
+        if threshold is None and len(guesses):
+            near_best = guesses.confidence >= options.share_of_best * guesses.confidence.max()
+            guesses = guesses.select(torch.nonzero(near_best)[:, 0])
         parts.append(guesses.select(torch.arange(len(guesses), device=presence.device)[:max_instances]))
     return one_name_each(TextInstances.join(parts), options.same_mask_iou)
 
