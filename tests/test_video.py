@@ -203,6 +203,37 @@ def test_nothing_faint_begins_a_track() -> None:
     assert [len(tracker(frame)) for frame in squares()] == [0] * 6
 
 
+class TwoSquares(Colours):
+    """Both squares are "square", the blue one less surely."""
+
+    def predict(self, image=None, text=None, threshold=None, **rest):
+        masks = np.array([image[..., 0] > 180, image[..., 2] > 180])
+        return to_detections(
+            masks & (image.min(axis=2) < 90),
+            confidence=np.array([0.9, self.confident], np.float32),
+            class_id=np.zeros(2, np.int64),
+            class_names=["square"] * 2,
+            data={"predicted_iou": np.full(2, 0.9)},
+        )
+
+
+@pytest.mark.parametrize(("threshold", "begun"), [(None, 1), (0.45, 2)])
+def test_what_predict_would_leave_out_may_only_continue_a_track(threshold: float | None, begun: int) -> None:
+    sam = TwoSquares()
+    assert sam.network.config.text_trained
+    frames = squares()
+    sam.confident = 0.6
+    found = ByteTracking(sam, ["square"], threshold=threshold)(frames[0])
+    assert found.confidence.tolist() == pytest.approx([0.9, 0.6][:begun])
+    assert "own_confidence" not in found.data
+    tracker = ByteTracking(sam, ["square"], threshold=threshold)
+    for step, frame in enumerate(frames):
+        sam.confident = 0.6 if step else 0.8
+        found = tracker(frame)
+        assert sorted(found.tracker_id.tolist()) == [1, 2]
+        assert sorted(found.confidence.tolist()) == pytest.approx([sam.confident, 0.9])
+
+
 @pytest.mark.parametrize("track", ["bytetrack", "mask"])
 def test_command(track: str, in_tmp: Path, cat_photo: np.ndarray) -> None:
     frames = [np.ascontiguousarray(cat_photo[20:280, 8 * step : 8 * step + 360]) for step in range(3)]

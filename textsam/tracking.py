@@ -57,6 +57,8 @@ class ByteTracking:
             raise ImportError('ByteTrack needs trackers: pip install "textsam[video]", or track by masks.') from error
         self.sam, self.texts, self.negative_texts = sam, list(texts), list(negative_texts) or None
         self.threshold = _threshold(sam, threshold)
+        only_sure = threshold is None and sam.network.config.text_trained
+        self.share_of_best = sam.text_options.share_of_best if only_sure else 0.0
         self._trackers = [
             ByteTrackTracker(
                 frame_rate=frame_rate,
@@ -83,7 +85,13 @@ class ByteTracking:
         return none  # type: ignore[no-any-return]
 
     def _update(self, tracker: Any, found: Any) -> Any:
-        """The detections that belong to a track. A new one has its number at once, not from its second frame on."""
+        """The detections that belong to a track. A new one has its number at once, not from its second frame on.
+
+        What `TextSam.predict` leaves out as faint may continue a track, too, but not start one.
+        """
+        faint = found.confidence < self.share_of_best * found.confidence.max(initial=0)
+        found.data["own_confidence"] = found.confidence
+        found.confidence = np.where(faint, np.minimum(found.confidence, self.threshold - 1e-6), found.confidence)
         updated = tracker.update(found)
         if not len(updated):
             return updated
@@ -93,6 +101,7 @@ class ByteTracking:
         for row, track in zip(new, begun, strict=True):
             self._given += 1
             track.tracker_id = updated.tracker_id[row] = self._given
+        updated.confidence = updated.data.pop("own_confidence")
         return updated[updated.tracker_id > 0]
 
 
