@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from miniatures import HashedWords, mobile_miniature
 from typer.testing import CliRunner
 
 from textsam.commands.cli import app
+from textsam.files.frame_records import FrameRecords
 from textsam.files.video import read_facts, rewrite_video
 from textsam.predictor import TextSam
 from textsam.prompting.detections import to_detections
@@ -234,11 +236,52 @@ def test_what_predict_would_leave_out_may_only_continue_a_track(threshold: float
         assert sorted(found.confidence.tolist()) == pytest.approx([sam.confident, 0.9])
 
 
+@pytest.mark.parametrize("tracking", [ByteTracking, MaskTracking])
+def test_a_run_goes_on_from_its_records(tracking, tmp_path: Path) -> None:
+    """Also where the last line was cut off; ByteTrack gives exactly what it would have given without a break."""
+    frames, path, identity = squares(8), tmp_path / "frames.jsonl", {"of": "this"}
+    looked: list[int] = []
+
+    def run(frame_count: int) -> list:
+        sam = Colours()
+        tracker = tracking(sam, ["blue", "red"], threshold=0.5)
+        records = FrameRecords(path, identity)
+        found = list(records.replayed())
+        for each in found:
+            tracker.replay(each)
+        looked.append(frame_count - len(found))
+        for step in range(len(found), frame_count):
+            sam.confident = 0.3 if step in (3, 5) else 0.9
+            found.append(tracker(frames[step]))
+            records.add(frames[step], step, found[-1])
+        records.close()
+        return found
+
+    whole = run(8)
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert [json.loads(line).get("frame") for line in lines] == [None, *range(8)]
+    for kept in (0, 4, 5, 6):
+        path.write_bytes(b"".join(lines[: kept + 1]) + lines[kept + 1][:-5])
+        again = run(8)
+        assert looked[-1] == 8 - kept
+        assert len(again) == 8
+        for first, second in zip(whole, again, strict=True):
+            assert first.tracker_id.tolist() == second.tracker_id.tolist()
+            assert first.data["class_name"].tolist() == second.data["class_name"].tolist()
+            np.testing.assert_array_equal(first.mask, second.mask)
+            np.testing.assert_array_equal(first.confidence, second.confidence)
+            np.testing.assert_array_equal(first.xyxy, second.xyxy)
+        assert path.read_bytes() == b"".join(lines)
+    with pytest.raises(ValueError, match="no record of this video"):
+        FrameRecords(path, {"of": "that"})
+
+
 @pytest.mark.parametrize("track", ["bytetrack", "mask"])
 def test_command(track: str, in_tmp: Path, cat_photo: np.ndarray) -> None:
     frames = [np.ascontiguousarray(cat_photo[20:280, 8 * step : 8 * step + 360]) for step in range(3)]
     write_video(Path("in.mp4"), frames, sound=True)
     words = ["video", "in.mp4", "--text", "cat, dog", "--out", "out.mp4", "--track", track, "--device", "cpu"]
+    words += ["--records", "frames.jsonl"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert "1 cat, 0 dogs in 3 frames" in result.output
@@ -246,6 +289,24 @@ def test_command(track: str, in_tmp: Path, cat_photo: np.ndarray) -> None:
     assert times == decoded(Path("in.mp4"))[0]
     assert (made[2].astype(int) - frames[2])[100:200, 100:200, 0].mean() > 20  # tinted
     assert sound_of(Path("out.mp4")) == sound_of(Path("in.mp4"))
+    lines = [json.loads(line) for line in Path("frames.jsonl").read_text().splitlines()]
+    assert [[each["tracker_id"] for each in line["annotations"]] for line in lines[1:]] == [[1]] * 3
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 2
     assert "out.mp4 exists" in again.output
+
+    Path("out.mp4").unlink()
+    text = Path("frames.jsonl").read_text()
+    Path("frames.jsonl").write_text("".join(text.splitlines(keepends=True)[:3]))  # as if it had been stopped
+    gone_on = CliRunner().invoke(app, words)
+    assert gone_on.exit_code == 0, gone_on.output
+    assert "2 frames of a former run" in gone_on.output
+    assert "1 cat, 0 dogs in 3 frames" in gone_on.output
+    if track == "bytetrack":
+        assert Path("frames.jsonl").read_text() == text
+        for first, second in zip(made, decoded(Path("out.mp4"))[1], strict=True):  # the encoder is not exact
+            assert np.abs(first.astype(int) - second).mean() < 2
+    for wrong in ("in.mp4", "new.mp4"):
+        refused = CliRunner().invoke(app, [*words[:4], "--out", "new.mp4", "--records", wrong, "--overwrite"])
+        assert refused.exit_code == 2
+        assert "one of the videos" in refused.output

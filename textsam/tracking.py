@@ -29,6 +29,9 @@ class Tracker(Protocol):
     def __call__(self, frame: RgbImage) -> sv.Detections:
         """(H, W, 3) uint8 RGB -> objects as of `TextSam.predict`, with tracker_id (N,) int64, from 1."""
 
+    def replay(self, found: sv.Detections) -> None:
+        """Take a frame's objects as they were given for it in a former run, without looking at it."""
+
 
 class ByteTracking:
     """Every frame is asked; ByteTrack (of the `trackers` package), one for each text, joins boxes.
@@ -71,18 +74,29 @@ class ByteTracking:
         self._given = 0
 
     def __call__(self, frame: RgbImage) -> sv.Detections:
+        return self._number(
+            self.sam.predict(
+                frame, text=self.texts, negative_text=self.negative_texts, threshold=CONTINUES * self.threshold
+            )
+        )
+
+    def replay(self, found: sv.Detections) -> None:
+        """The boxes that belonged to a track are all that the trackers remember of a frame."""
+        expected = found.tracker_id
+        numbered = self._number(found[:])
+        if sorted(numbered.tracker_id.tolist()) != sorted(expected.tolist()):
+            raise ValueError("The records of the frames do not fit this tracker; begin anew, with --overwrite.")
+
+    def _number(self, found: Any) -> Any:
         import supervision as sv
 
-        found = self.sam.predict(
-            frame, text=self.texts, negative_text=self.negative_texts, threshold=CONTINUES * self.threshold
-        )
         parts = [self._update(tracker, found[found.class_id == i]) for i, tracker in enumerate(self._trackers)]
         parts = [part for part in parts if len(part)]
         if parts:
             return sv.Detections.merge(parts)
         none = found[:0]
         none.tracker_id = np.zeros(0, np.int64)
-        return none  # type: ignore[no-any-return]
+        return none
 
     def _update(self, tracker: Any, found: Any) -> Any:
         """The detections that belong to a track. A new one has its number at once, not from its second frame on.
@@ -134,7 +148,7 @@ class MaskTracking:
 
     def __call__(self, frame: RgbImage) -> sv.Detections:
         self.sam.set_image(frame)
-        followed = self._follow(frame.shape[:2])
+        followed = self._follow()
         if self._frames % self.ask_every == 0:
             asked = self.sam.predict(
                 text=self.texts, negative_text=self.negative_texts, threshold=self.asked_from, return_logits=True
@@ -146,13 +160,20 @@ class MaskTracking:
         result.data = {key: value for key, value in followed.data.items() if key != "low_res_logits"}
         return result  # type: ignore[no-any-return]
 
-    def _follow(self, size_hw: tuple[int, int]) -> Any:
+    def replay(self, found: sv.Detections) -> None:
+        """Of the last frame the masks are what the next one is asked with, in the place of their logits."""
+        self._frames += 1
+        self._followed = found[:]
+        self._given = max(self._given, int(found.tracker_id.max(initial=0)))
+
+    def _follow(self) -> Any:
         """The objects of the last frame in this one, without those that are gone."""
         before = self._followed
         if before is None or not len(before):
             return None
         names = [str(name) for name in before.data["class_name"]]
-        now = self.sam.predict(text=names, mask_input=before.data["low_res_logits"], return_logits=True)
+        masks = before.data.get("low_res_logits", before.mask)
+        now = self.sam.predict(text=names, mask_input=masks, return_logits=True)
         now.class_id, now.tracker_id = before.class_id, before.tracker_id
         return now[(now.confidence >= CONTINUES * self.threshold) & now.mask.any(axis=(1, 2))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -42,18 +43,31 @@ def video(
         float | None, typer.Option("--threshold", min=0, max=1, help="Least confidence. Default: the model's own.")
     ] = None,
     sound: Annotated[bool, typer.Option(help="Copy the sound, untouched.")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it is there.")] = False,
+    records: Annotated[
+        Path | None,
+        typer.Option(
+            "--records",
+            metavar="JSONL",
+            help="Also write the objects of each frame, a line a frame; an interrupted run goes on from them.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE, and the records, if there.")] = False,
 ) -> None:
     """Find words in a video and follow them: tinted, outlined and numbered; the sound stays as it is.
 
-    The new file appears when it is whole; an interrupted run leaves nothing behind.
+    The new file appears when it is whole; an interrupted run leaves nothing behind but the records, where there are
+    any: with them, the same command looks only at the frames that are missing, and draws all of them.
     """
     from textsam.files.export import draw_overlay
+    from textsam.files.frame_records import FrameRecords
+    from textsam.files.runs import file_identity
     from textsam.files.video import read_facts, rewrite_video
     from textsam.tracking import ByteTracking, MaskTracking, Tracker
 
     if out.exists() and not overwrite:
         raise typer.BadParameter(f"{out} exists; give another name, or --overwrite.", param_hint="--out")
+    if records is not None and records.resolve() in (source.resolve(), out.resolve()):
+        raise typer.BadParameter(f"{records} is one of the videos; give another name.", param_hint="--records")
     names, negatives = parse_names(text, "--text"), parse_names(negative_text, "--negative-text")
     facts = read_facts(source)
     sam = load(model, clip=clip, adapter=adapter, device=device, dtype=dtype)
@@ -64,9 +78,24 @@ def video(
     else:
         tracker = ByteTracking(sam, names, frame_rate=facts.frame_rate, **shared)
     followed: dict[str, set[int]] = {name: set() for name in names}
+    journal = None
+    if records is not None:
+        if overwrite:
+            records.unlink(missing_ok=True)
+        settings: dict[str, Any] = {"texts": names, "negative_texts": negatives, "threshold": threshold, "track": track}
+        settings |= {"ask_every": ask_every, "model": [model, clip, adapter, str(sam.network.dtype)]}
+        journal = FrameRecords(records, {"settings": settings, "source": file_identity(source)})
+    before = journal.replayed() if journal is not None else iter(())
+    places = itertools.count()
 
     def change(frame: RgbImage) -> RgbImage:
-        found = tracker(frame)
+        place, found = next(places), next(before, None)
+        if found is not None:
+            tracker.replay(found)
+        else:
+            found = tracker(frame)
+            if journal is not None:
+                journal.add(frame, place, found)
         for name, number in zip(found.data["class_name"], found.tracker_id, strict=True):
             followed[str(name)].add(int(number))
         return draw_overlay(frame, found)
@@ -75,8 +104,14 @@ def video(
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("frames"))
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task("", total=facts.frames)
-        count = rewrite_video(source, out, change, sound=sound, on_frame=lambda: progress.advance(task))
+        try:
+            count = rewrite_video(source, out, change, sound=sound, on_frame=lambda: progress.advance(task))
+        finally:
+            if journal is not None:
+                journal.close()
     rate = count / (time.perf_counter() - started)
+    if journal is not None and journal.count:
+        console.print(f"{count_of(journal.count, 'frame')} of a former run taken from {records}", highlight=False)
     found_names = ", ".join(f"{count_of(len(numbers), name)}" for name, numbers in followed.items())
     console.print(
         f"{found_names} in {count_of(count, 'frame')}, {rate:.2f} frames/s: {out}",
