@@ -107,6 +107,7 @@ LAYERS = [
     "files.video",
     "tracking",
     "files.export",
+    "files.frame_records",
     "files.dataset_export",
     "files.runs",
     "files.text_export",
