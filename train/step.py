@@ -5,7 +5,7 @@ A module whose forward takes samples and returns losses, so that one wrapper (DD
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 import torch
@@ -16,6 +16,7 @@ from textsam.model import TextSamModel
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions
 from train.data import Sample
 from train.embedding_table import EmbeddingTable
+from train.imagenet_teacher import ImageNetTeacher, distillation_loss
 from train.interactive import noisy_boxes, uniform_error_clicks
 from train.losses import balance, bce_loss, dice_loss, focal_loss, mask_iou
 
@@ -34,6 +35,7 @@ class LossWeights:
     presence: float = 0.5
     image_presence: float = 1.0
     similarity: float = 1.0
+    taught: float = 0.5  # what the ImageNet classifier says, by places and of the whole picture
 
 
 @dataclass
@@ -68,6 +70,7 @@ class TextSamStep(nn.Module):
         crop_share: how often a prompt is the crop's embedding rather than the name's, where both are known.
         named_clicks: share of the first prompts that are a click with a text; the other kinds keep their proportions.
             A kind's losses weigh by its share.
+        teacher: the classifier that the trunk came from, to learn from which name a place looks like most.
         noise: standard deviation of Gaussian noise on each prompt embedding, times its length (modality gap).
     """
 
@@ -86,6 +89,7 @@ class TextSamStep(nn.Module):
         named_clicks: float = 0.3,
         noise: float = 0.2,
         loss_weights: LossWeights | None = None,
+        teacher: ImageNetTeacher | None = None,
     ) -> None:
         super().__init__()
         self.model, self.table = model, table
@@ -94,6 +98,7 @@ class TextSamStep(nn.Module):
         others = (1 - named_clicks) / (1 - FIRST_PROMPTS["text_point"])
         self.shares = {kind: share * others for kind, share in FIRST_PROMPTS.items()} | {"text_point": named_clicks}
         self.loss_weights = loss_weights or LossWeights()
+        self.teacher = teacher
 
     def forward(self, samples: list[Sample], generator: torch.Generator) -> dict[str, Tensor]:
         """Losses by name, each already weighted, and figures to log under names that begin with "_"."""
@@ -112,6 +117,8 @@ class TextSamStep(nn.Module):
         self._text(image, samples, absent, generator, results)
         if config.similarity_head:
             self._every_name(image, samples, absent, results)
+            if self.teacher is not None:
+                self._taught(image, self.teacher(pixels), self.teacher.names, samples, results)
         return results
 
     def _absent(self, sample: Sample, generator: torch.Generator) -> Tensor:
@@ -381,6 +388,27 @@ class TextSamStep(nn.Module):
         results["similarity"] = self.loss_weights.similarity * loss
         iou = mask_iou(logits, targets, weights)
         results["_similarity"] = (iou * there).sum() / there.sum().clamp(min=1)
+
+    def _taught(
+        self,
+        image: ImageEmbeddings,
+        taught: Tensor,
+        names: list[int],
+        samples: list[Sample],
+        results: dict[str, Tensor],
+    ) -> None:
+        """Of the N names that the ImageNet classifier knows, the one that it sees at each place and in each picture:
+        `taught` is (B, N, h, w)."""
+        size = taught.shape[-2:]
+        weights = torch.stack([sample.weights for sample in samples])[:, None]
+        taught = taught * F.adaptive_avg_pool2d(weights, size)
+        texts = self.texts_of(names).to(taught.device)
+        coarse = F.adaptive_avg_pool2d(image.similarity_features.float(), size)
+        logits = self.model.text_similarity(replace(image, similarity_features=coarse), texts)
+        loss = distillation_loss(logits.movedim(1, -1), taught.movedim(1, -1))
+        if self.model.config.image_presence:
+            loss = loss + distillation_loss(self.model.image_presence(image, texts), taught.mean((2, 3)))
+        results["taught"] = self.loss_weights.taught * loss
 
 
 MAP_ABSENTEES = 32

@@ -21,6 +21,7 @@ from textsam.language.vocabulary import Vocabulary
 from textsam.model import TextSamConfig, TextSamModel
 from train.data import CocoSamples, Source
 from train.embedding_table import EmbeddingTable
+from train.imagenet_teacher import ImageNetTeacher
 from train.loop import LoopOptions, train
 from train.step import LossWeights, TextSamStep
 from train.text_encoder import load_targets
@@ -36,6 +37,7 @@ SETS = (
     ("ecssd", 1.5, False, None, ("salient object",)),
 )
 
+UNLABELLED_WEIGHT = 0.4  # of a picture that only the teacher says something of
 
 # Known names that many photos show without anybody having annotated them: never taken as absent.
 COMMON = (
@@ -109,6 +111,7 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
         Source(Path(args.data) / folder, weight, exhaustive, semantic, unnamed)
         for folder, weight, exhaustive, semantic, unnamed in SETS
     ]
+    sources += [Source(folder, UNLABELLED_WEIGHT, exhaustive=False) for folder in args.unlabelled]
     data = CocoSamples(
         sources,
         name_index,
@@ -130,6 +133,7 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
         crop_share=args.crop_share,
         named_clicks=args.named_clicks,
         loss_weights=LossWeights(text=args.text_weight),
+        teacher=ImageNetTeacher(args.teacher, position) if args.teacher else None,
     )
     return step, data, options
 
@@ -168,6 +172,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="folder with a folder per set")
     parser.add_argument("--names", required=True, help="npz of CLIP text embeddings")
     parser.add_argument("--trunk", help="ImageNet weights of MobileNetV2, safetensors")
+    parser.add_argument("--teacher", help="the same weights with their classifier, to learn from beside the data")
+    parser.add_argument("--unlabelled", nargs="*", default=[], type=Path, help="sets for the teacher alone")
     parser.add_argument("--text-encoder", required=True, help="folder of the trained text encoder")
     parser.add_argument("--crops", help="crop embeddings made by train.crop_embeddings, safetensors")
     parser.add_argument("--init", help="folder of a former model to start from, instead of --trunk")
