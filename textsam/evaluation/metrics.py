@@ -51,15 +51,15 @@ def intersection_and_union(
 def count_matches(masks: np.ndarray, targets: np.ndarray, least_iou: float = 0.5) -> int:
     """How many of the masks (N, H, W) bool, the surest first, have an IoU of at least `least_iou` with one of the
     targets (M, H, W) bool that none before them has; each takes the one that it fits best."""
-    flat, wanted = (
-        values.reshape(len(values), int(np.prod(values.shape[1:]))).astype(np.float32) for values in (masks, targets)
-    )
+    if not len(masks) or not len(targets):
+        return 0
+    flat, wanted = (values.reshape(len(values), -1).astype(np.float32) for values in (masks, targets))
     shared = flat @ wanted.T
     iou = shared / np.maximum(flat.sum(1)[:, None] + wanted.sum(1) - shared, 1)
     free, count = np.ones(len(targets), bool), 0
     for row in iou * (iou >= least_iou):
-        best = int((row * free).argmax()) if len(row) else 0
-        if len(row) and row[best] * free[best] > 0:
+        best = int((row * free).argmax())
+        if row[best] * free[best] > 0:
             free[best] = False
             count += 1
     return count
