@@ -33,12 +33,12 @@ def coded(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
 
 
-def write_coco(folder: Path, count: int = 6) -> Path:
-    """`folder/train.json` and `folder/images/`; returns the file."""
+def write_coco(folder: Path, count: int = 6, first: int = 0) -> Path:
+    """`folder/train.json` and `folder/images/`, of the scenes from `first` on; returns the file."""
     (folder / "images").mkdir(parents=True)
     images, annotations = [], []
     for number in range(count):
-        picture, masks = scene(number)
+        picture, masks = scene(first + number)
         Image.fromarray(picture).save(folder / "images" / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH})
         for category, mask in enumerate(masks, start=1):

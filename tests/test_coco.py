@@ -196,6 +196,30 @@ def test_too_many_bad_annotations_are_an_error(tmp_path: Path) -> None:
     assert "data.json: annotation 8: its polygon is empty" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "picture", "file_name"),
+    [
+        ("data.json", "a.png", "a.png"),
+        ("data.json", "images/x/a.png", "x/a.png"),
+        ("result.json", "images/a.png", "images/a.png"),
+        ("result.json", "images/a.png", "images\\a.png"),
+        ("annotations/instances_default.json", "images/a.png", "a.png"),
+        ("annotations/instances_default.json", "images/default/a.png", "a.png"),
+        ("annotations/instances_train2017.json", "train2017/a.png", "a.png"),
+    ],
+)
+def test_pictures_are_found_where_tools_put_them(file: str, picture: str, file_name: str, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    data = json.loads(write(tmp_path / "made").read_text())
+    data["images"][0]["file_name"] = file_name
+    for name in (file, picture):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "made" / "images" / "a.png").rename(tmp_path / picture)
+    (tmp_path / file).write_text(json.dumps(data), encoding="utf-8-sig")  # with the mark that Windows writes
+    (image,) = load_coco(tmp_path / file)
+    assert image.path == tmp_path / picture
+
+
 def test_a_wrong_picture_folder_says_so(tmp_path: Path) -> None:
     path = write(tmp_path)
     elsewhere = tmp_path / "elsewhere"

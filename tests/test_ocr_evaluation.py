@@ -1,6 +1,7 @@
 """`textsam evaluate --ocr`: reading the truth, finders whose scores are known, the classical finders, the command."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from written import box
 from textsam.commands.cli import app
 from textsam.evaluation.ocr_baselines import BASELINES, FoundText
 from textsam.evaluation.ocr_scoring import run_ocr
-from textsam.evaluation.ocr_truth import load_text_dataset, polygon_of
+from textsam.evaluation.ocr_truth import load_text_dataset, polygon_of, stroke_file
 from textsam.files.rle import encode_mask
 
 SIZE_HW = (120, 240)
@@ -231,10 +232,46 @@ def test_bad_data_sets(data: Path, edit: Callable[[dict[str, Any]], Any], messag
 
 def test_a_picture_that_cannot_be_read_is_named(data: Path) -> None:
     Image.new("L", (3, 3)).save(data.parent / "strokes" / "1.png")
-    report = run_ocr([data], perfect, model_name="perfect")
+    report = run_ocr([data], perfect, model_name="perfect", max_bad_share=0.5)
     assert report.sets["signs/val"]["perfect"].images == 2
     assert "image 1" in report.problems[0]
     assert "(3, 3)" in report.problems[0]
+    with pytest.raises(ValueError, match=r"1 of 3 pictures cannot be used \(at most 10% allowed\). First: .*image 1"):
+        run_ocr([data], perfect, model_name="perfect")
+
+
+def test_exports_of_the_same_name_and_a_model_named_as_a_baseline_stand_beside_each_other(data: Path) -> None:
+    other = data.parent.parent / "other" / "signs"
+    shutil.copytree(data.parent, other)
+    change(other / "val.json", lambda content: content["images"].pop())
+    report = run_ocr([data, other / "val.json"], perfect, model_name="MSER")
+    assert {name: scores["MSER"].images for name, scores in report.sets.items()} == {
+        "signs/val": 3, "signs/val (2)": 2,
+    }  # fmt: skip
+    assert report.sets["signs/val"]["MSER"].words["f"] == 1
+
+
+def test_a_picture_with_bad_annotations_alone_is_not_free_of_text(data: Path) -> None:
+    def spoil(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            del annotation["id"]
+            if annotation["image_id"] == 2:
+                annotation["segmentation"] = []
+
+    dataset = load_text_dataset(change(data, spoil), max_bad_share=0.5)
+    truths = [dataset.truth(image) for image in dataset.coco]
+    assert [truth.is_text_free for truth in truths] == [False, False, True]
+    assert [len(truth.words) for truth in truths] == [2, 0, 0]
+
+
+def test_ink_lies_below_strokes_as_its_picture_below_its_folder(tmp_path: Path) -> None:
+    for name in ("strokes/a/1.png", "strokes/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    file = tmp_path / "val.json"
+    assert stroke_file(file, tmp_path / "images" / "a" / "1.jpg") == tmp_path / "strokes" / "a" / "1.png"
+    assert stroke_file(file, tmp_path / "2.jpg") == tmp_path / "strokes" / "2.png"
+    assert stroke_file(file, tmp_path / "b" / "2.jpg") is None
 
 
 def test_the_command(data: Path, tiny_folder: Path, tmp_path: Path) -> None:

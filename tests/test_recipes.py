@@ -11,9 +11,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from scenes import write_coco, write_shard
 from test_clip import VIT, tiny_clip
 from tiny_models import tiny_model
@@ -71,8 +73,10 @@ def test_a_miniature_learns(tmp_path: Path, name: str) -> None:
     trained = load_model(tmp_path / "run" / "model", dtype="float32")
     assert trained.config.text_trained
     if name == "sam-vit-b-text-small-gpu":  # what was kept, and an adapter for the untrained model
-        for kind in ("images", "crops"):
-            assert len(list((tmp_path / "run" / "cache" / kind).glob("*.safetensors"))) == 6
+        kept = {kind: len(list((tmp_path / "run" / "cache" / kind).glob("*"))) for kind in ("images", "crops")}
+        views = RECIPES[name].samples.views
+        assert kept["crops"] == 6  # pictures
+        assert 6 < kept["images"] <= 6 * views
         model_of().save_pretrained(tmp_path / "start")
         adapted = load_model(tmp_path / "start", adapter=tmp_path / "run" / "adapter", dtype="float32")
         assert all(torch.equal(v, trained.state_dict()[k]) for k, v in adapted.state_dict().items())
@@ -135,6 +139,54 @@ def test_lora_is_folded_into_what_is_shipped(tmp_path: Path) -> None:
         name for name in start if name.startswith("image_encoder") and not torch.equal(start[name], trained[name])
     }
     assert changed == {f"image_encoder.blocks.{i}.attn.{part}.weight" for i in range(2) for part in ("qkv", "proj")}
+
+
+def test_an_adapter_is_a_text_prompt_trained_alone(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "data")
+    for rank, written in ((0, True), (2, False)):
+        run(miniature("sam-vit-h-text", steps=1, train="text", lora_rank=rank), data, tmp_path / str(rank))
+        assert (tmp_path / str(rank) / "adapter").exists() == written
+
+
+def test_a_folder_with_a_training_is_not_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = write_coco(tmp_path / "data")
+    recipe = miniature("sam-vit-h-text", steps=1)
+    run(recipe, data, tmp_path / "run", resume=True)
+    assert "run holds no training yet" in caplog.text
+    with pytest.raises(FileExistsError, match="holds a training already: go on with it"):
+        run(recipe, data, tmp_path / "run")
+
+
+def test_a_wrong_file_to_evaluate_on_is_told_before_the_training(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "data")
+    with pytest.raises(FileNotFoundError, match="no such dataset file"):
+        run(miniature("sam-vit-h-text", steps=1), data, tmp_path / "run", val=tmp_path / "vla.json")
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_gradient_scaler_is_told_of_steps_that_overflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float16 overflows now and then; the scaler then lowers its scale, and the next step is as any other."""
+    overflow = torch.finfo(torch.float32).max
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+
+    class Scaled(Accelerator):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.scaler, self.backwards = scaler, 0
+
+        def prepare(self, *objects: Any) -> Any:
+            module, optimizer = super().prepare(*objects)
+            optimizer.scaler = scaler
+            return module, optimizer
+
+        def backward(self, loss: torch.Tensor, **options: Any) -> None:
+            self.backwards += 1
+            super().backward(loss * overflow if self.backwards == 2 else loss, **options)
+
+    monkeypatch.setattr("train.loop.Accelerator", Scaled)
+    losses = run(miniature("sam-vit-h-text", steps=4), write_coco(tmp_path / "data"), tmp_path / "run")
+    assert len(losses) == 4
+    assert scaler.get_scale() == 4.0  # halved once
 
 
 def test_the_open_questions_are_options(tmp_path: Path) -> None:

@@ -13,18 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer
 from miniatures import CLIP_DIM, HashedWords
 from PIL import Image, ImageDraw, ImageFont
 from tiny_models import tiny_model
 from typer.testing import CliRunner
 
 import textsam
+from textsam.checkpoints.encoders import EXTRA_NAMES, packaged_folder
 from textsam.commands.cli import app
 from textsam.files.coco import load_coco
+from textsam.files.rle import encode_mask
 from textsam.model import TextSamConfig, TextSamModel
 from train.fonts import installed_faces
 from train.level_names import LEVELS, level_targets
-from train.ocr import with_fine_masks
+from train.ocr import copy_encoders, with_fine_masks
 from train.optimization import LoopOptions, build_optimizer
 from train.plain_photos import write_plain
 from train.synthetic_text import SyntheticText
@@ -100,10 +103,66 @@ def test_bad_files_are_named(words: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="expected a COCO file or a folder"):
         read_text_photos(tmp_path / "nothing.json")
     content = json.loads(words.read_text())
-    content["annotations"][1]["segmentation"] = {"size": [120, 160], "counts": "abc"}
-    (words.parent / "masks.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="annotation 2 has no polygon"):
-        read_text_photos(words.parent / "masks.json")
+    for annotation in content["annotations"][1:3]:
+        annotation["segmentation"] = []
+    (words.parent / "bad.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"2 of 12 masks are bad .* mask 2: it has no outline"):
+        read_text_photos(words.parent / "bad.json")
+
+
+def test_odd_annotations_are_read_as_the_evaluation_reads_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write_photos(tmp_path / "mine", count=8)
+    content = json.loads(file.read_text())
+    box, mask = [20, 20, 60, 20, 60, 40, 20, 40], np.zeros((120, 160), bool)
+    mask[80:90, 30:70] = True
+    first, second, third, fourth = content["annotations"][:4]
+    first["segmentation"] = [[1, 1, 2, 1, 2, 2, 1, 2], box]  # a crumb beside the word
+    third["segmentation"] = encode_mask(mask) | {"counts": encode_mask(mask)["counts"].decode()}  # as crowds have it
+    del second["iscrowd"], fourth["category_id"]
+    second |= {"legible": False}
+    content["annotations"].append({**first, "image_id": 99})
+    content["categories"].append({"id": 7})
+    file.write_text(json.dumps(content), encoding="utf-8-sig")
+    photos = read_text_photos(file)
+    words = photos[0].outlines["word"]
+    assert words[0].strip.tolist() == [[[20, 20], [60, 20]], [[20, 40], [60, 40]]]
+    assert [word.counts for word in words] == [True, False, False]
+    assert (words[2].strip.min(), words[2].strip.max()) == (30, 90)
+    assert len(photos[1].outlines["word"]) == 2
+    assert "mask 1: 99" in caplog.text
+
+
+def test_photos_are_read_upright_and_a_bad_one_gives_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As the evaluation sees them: a telephone's photo is turned, 16 bits are scaled, what is transparent is white."""
+    file = write_photos(tmp_path / "mine", count=2)
+    upright = Image.open(file.parent / "images" / "0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.rotate(90, expand=True).save(file.parent / "images" / "0.png", exif=exif)
+    (file.parent / "images" / "1.png").write_bytes(b"damaged")
+    photos = TextPhotos(file, SIDE, length=20)
+    pixels, ink = photos.photos[0].read()
+    assert ink is None
+    np.testing.assert_array_equal(pixels, np.asarray(upright))
+    assert all(photos[index].levels["text"].any() for index in range(8) if index)
+    assert caplog.text.count("skipped: ") == 1
+    content = json.loads(file.read_text())
+    content["images"][0] |= {"width": 120, "height": 160}
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="none of the 2 photos can be read"):
+        TextPhotos(file, SIDE, length=20)[0]
+
+
+def test_encoders_come_along_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer, in_tmp: Path
+) -> None:
+    folder = packaged_folder("textsam-tiny-ocr")
+    hub.repos["me/ocr"] = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    (tmp_path / "model").mkdir()
+    copy_encoders("me/ocr", tmp_path / "model")
+    assert (tmp_path / "model" / EXTRA_NAMES).read_bytes() == (folder / EXTRA_NAMES).read_bytes()
 
 
 def test_polygons_of_many_points_become_their_rectangle() -> None:

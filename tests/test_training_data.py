@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from PIL import Image
 from scenes import HEIGHT, NAMES, WIDTH, coded, sa1b_pair, scene, write_coco, write_shard
 
@@ -140,6 +141,74 @@ def test_fixed_views_and_crops(tmp_path: Path) -> None:
     assert len(crops) <= 24
     for group in (*views.values(), *crops.values()):
         assert all(torch.equal(group[0], other) for other in group)
+
+
+def test_keys_of_what_is_kept_are_those_of_the_pixels(tmp_path: Path) -> None:
+    """Two exports of one tool have the same folder and file, and a cache may see another seed."""
+    sources = []
+    for project in ("cats", "dogs"):
+        write_coco(tmp_path / project / "train", first=6 * len(sources))
+        sources.append(open_source(str(tmp_path / project / "train")))
+    assert sources[0].name == sources[1].name
+    seen: dict[str, torch.Tensor] = {}
+    for seed in (0, 1):
+        options = SampleOptions(size=64, scale_range=(0.5, 2.0), views=2, crop_size=16, crop_seeds=2, seed=seed)
+        samples = RecordSamples(sources, options)
+        for position in range(24):
+            sample = samples[position]
+            crops = {key: crop for (_, key), crop in zip(sample.keys, sample.crops, strict=True)}
+            for key, pixels in {sample.view_key: sample.pixels, **crops}.items():
+                assert torch.equal(seen.setdefault(key, pixels), pixels)
+    assert len(seen) > 60
+
+
+def test_a_stream_without_ids_names_its_pictures_by_content() -> None:
+    rows = []
+    for number in range(3):
+        picture, masks = scene(number)
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "PNG")
+        rows.append({"image": buffer.getvalue(), "masks": [coded(mask) for mask in masks]})
+    source = from_hugging_face(Dataset.from_list(rows).to_iterable_dataset(), Columns(), name="stream")
+    ids = [source.convert(row).id for row in source.rows]
+    assert len(set(ids)) == 3
+    assert [source.convert(row).id for row in source.rows.skip(1)] == ids[1:]
+
+
+def test_a_null_is_skipped_as_any_bad_entry() -> None:
+    picture, masks = scene(0)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    good = {"image": buffer.getvalue(), "masks": [coded(mask) for mask in masks], "names": list(NAMES)}
+    rows = Dataset.from_list([good, *({**good, column: None} for column in good)])
+    source = from_hugging_face(rows, Columns(names="names"), name="nulls", max_bad_share=1)
+    assert len(RecordSamples([source], SampleOptions(size=64))[0].masks) == 2
+    assert all(RecordSamples([source], SampleOptions(size=64))[i].keys for i in range(4))
+    assert source.account.bad["image"] >= 3
+
+
+def test_folders_that_tools_export(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = write_coco(tmp_path / "roboflow")
+    for picture in (file.parent / "images").iterdir():
+        picture.rename(file.parent / picture.name)
+    (file.parent / "images").rmdir()
+    file.rename(file.with_name("_annotations.coco.json"))
+    assert len(open_source(str(tmp_path / "roboflow")).rows) == 6
+
+    rows = Dataset.from_list([{"image": "x.png", "masks": []}])
+    DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "saved")
+    assert len(open_source(str(tmp_path / "saved")).rows) == 1
+
+    file = write_coco(tmp_path / "cvat" / "annotations")
+    (file.parent / "images").rename(tmp_path / "cvat" / "images")
+    file = file.rename(file.with_name("instances_default.json"))
+    with pytest.raises(ValueError, match=r"If one of annotations/instances_default\.json is a COCO file"):
+        open_source(str(tmp_path / "cvat"))
+    content = json.loads(file.read_text())
+    content["annotations"][0]["segmentation"] = []
+    file.write_text(json.dumps(content))
+    assert len(open_source(str(file)).rows) == 6
+    assert "skipped (1 in all): instances_default.json: annotation" in caplog.text
 
 
 @pytest.mark.parametrize("world", [1, 2])

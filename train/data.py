@@ -53,7 +53,7 @@ class Sample:
     boxes: Tensor  # (G, 4) xyxy px
     clicks: Tensor  # (G, 2) xy px in the mask
     names: Tensor  # (G,) int64 index of the name, -1 none
-    keys: list[tuple[str, int]]  # (set, annotation id) of each instance
+    keys: list[tuple[str, int | str]]  # (set, annotation id, or a key of the crop where crops are fixed)
     present: dict[int, Tensor] = field(default_factory=dict)  # name -> (S/4, S/4) union of its instances
     absent: Tensor | None = None  # names known not to be in the picture
     weights: Tensor | None = None  # (S/4, S/4): 0 where nothing is known
@@ -62,8 +62,8 @@ class Sample:
     labels: list[str | None] = field(default_factory=list)  # of each instance
     crops: Tensor | None = None  # (G, s, s, 3) uint8, what CLIP is shown of each instance (D.5)
     coverage: Tensor | None = None  # (G, s, s) in [0, 1], the mask in each crop
-    picture_key: str = ""  # names the picture, and the view of it, in a cache
-    view_key: str = ""
+    picture_key: str = ""  # set and picture
+    view_key: str = ""  # of the pixels, where views are fixed, so that what is computed of them can be kept
     seed: int = 0  # of everything that is drawn for this sample later
 
 

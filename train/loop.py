@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from train.run_files import averaged_model, load_checkpoint, save_checkpoint, wr
 from train.sharding import local, prepare_sharding, split, split_like, whole
 
 __all__ = ["LoopOptions", "rate", "train"]
+
+logger = logging.getLogger("train")
 
 Evaluation = Callable[[TextSamModel], dict[str, float]]
 
@@ -60,6 +63,8 @@ def train(
         raise ValueError(f"training runs in one process, with DDP or with FSDP, not with {kind.value}")
     if accelerator.num_processes > 1:  # the threads of a group that still stands can abort a process that leaves
         atexit.register(accelerator.state.destroy_process_group)
+    if not resume and (out / "last.pt").exists():
+        raise FileExistsError(f"{out} holds a training already: go on with it (--resume), or name another folder.")
     model = step_module.model
     optimizer = build_optimizer(model, options)
     checkpoint = load_checkpoint(out / "last.pt", model) if resume and (out / "last.pt").exists() else None
@@ -72,6 +77,8 @@ def train(
     wrapped, optimizer = accelerator.prepare(step_module, optimizer)
     ema = {name: value.detach().clone().float() for name, value in _averaged(model, options).items()}
     start, seconds, best = 0, 0.0, None
+    if resume and checkpoint is None:
+        logger.warning("%s holds no training yet: this one begins at the first step", out)
     if checkpoint is not None:
         start, seconds, best = checkpoint["step"], checkpoint["seconds"], checkpoint.get("best")
         restore(optimizer, ema, checkpoint)
@@ -106,7 +113,8 @@ def train(
                 sums.add({"loss": loss, **results})
             norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], options.clip_norm)
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-            if torch.isfinite(norm):
+            # A gradient scaler has to be told of every step, and leaves out those that overflowed by itself.
+            if torch.isfinite(norm) or accelerator.scaler is not None:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             update_ema(ema, model, min(options.ema_decay, (1 + step) / (10 + step)))

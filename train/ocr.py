@@ -24,6 +24,7 @@ from torch import Tensor
 import textsam
 from textsam.checkpoints.devices import has_fast_bfloat16, resolve_device
 from textsam.checkpoints.encoders import CROP_ENCODER, EXTRA_NAMES, TEXT_ENCODER, packaged_folder, read_extra_names
+from textsam.checkpoints.hub import download
 from textsam.checkpoints.loading import PACKAGED
 from textsam.language.vocabulary import UnknownNameError, Vocabulary
 from textsam.model import TextSamModel
@@ -196,9 +197,11 @@ def copy_encoders(model: str, folder: Path, names: Path | None = None) -> None:
     """The embedded encoders of the model that was started from, or the names added to them, beside the trained weights.
 
     Args:
-        model: name or folder. names: a file of added names, if not the model's own.
+        model: name, folder or Hub id. names: a file of added names, if not the model's own.
     """
     start = packaged_folder(model) if model in PACKAGED else Path(model)
+    if not start.is_dir():
+        start = download(model, [f"{TEXT_ENCODER}/*", f"{CROP_ENCODER}/*", EXTRA_NAMES])
     extra = names or start / EXTRA_NAMES
     if extra.is_file():
         shutil.copyfile(extra, folder / EXTRA_NAMES)

@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from PIL import Image, ImageOps
 
 from textsam.files.coco import MAX_BAD_SHARE, load_coco
 from textsam.files.images import list_images
-from train.records import Account, Record, make_record
+from train.records import LOGGED, Account, Record, logger, make_record
 
 REGION = {"id": Value("string"), "name": Value("string"), "counts": Value("binary"), "iscrowd": Value("bool")}
 COCO_FEATURES = Features(
@@ -88,8 +89,9 @@ def open_source(
     """The source that a word of the command line names.
 
     Args:
-        text: FILE.json: COCO instances, pictures in `images/` beside it. A folder with `train.json`: the same. FILE.tar
-            or a folder of them: SA-1B's shards. A folder of .jpg and .json pairs: SA-1B unpacked. A folder with
+        text: FILE.json: COCO instances, pictures where `image_folder` looks for them. A folder with `train.json` or
+            Roboflow's `_annotations.coco.json`: the same. FILE.tar or a folder of them: SA-1B's shards. A folder of
+            .jpg and .json pairs: SA-1B unpacked. A folder with
             `images/` and `masks/`: see `open_mask_folder`. hf:NAME or hf:NAME:SPLIT, or a folder that
             `save_to_disk` wrote or that holds parquet files: Hugging Face datasets.
         columns, streaming: of a Hugging Face data set.
@@ -101,14 +103,17 @@ def open_source(
         rows = load_dataset(name, split=split or "train", streaming=streaming)
         return from_hugging_face(rows, columns or Columns(), name=name, max_bad_share=max_bad_share)
     path = Path(text)
-    if path.suffix == ".json" or (path / "train.json").is_file():
-        return open_coco(path if path.suffix == ".json" else path / "train.json", max_bad_share=max_bad_share)
+    for file in (path, path / "train.json", path / "_annotations.coco.json"):
+        if file.suffix == ".json" and (file == path or file.is_file()):
+            return open_coco(file, max_bad_share=max_bad_share)
     if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
         return open_sa1b_shards([path] if path.suffix == ".tar" else sorted(path.glob("*.tar")), max_bad_share)
     if not path.is_dir():
         raise FileNotFoundError(f"There is no data set {text}.")
     if (path / "images").is_dir() and (path / "masks").is_dir():
         return open_mask_folder(path, max_bad_share)
+    if (path / "dataset_dict.json").is_file() and (path / "train").is_dir():
+        path = path / "train"
     if (path / "dataset_info.json").is_file():
         rows = Dataset.load_from_disk(str(path))
         rows = rows.to_iterable_dataset() if streaming else rows
@@ -116,18 +121,22 @@ def open_source(
     if any(path.rglob("*.parquet")):
         rows = load_dataset(str(path), split="train", streaming=streaming)
         return from_hugging_face(rows, columns or Columns(), name=path.name, max_bad_share=max_bad_share)
-    if any(path.rglob("*.json")):
+    if any(file.with_suffix(".jpg").is_file() for file in path.rglob("*.json")):
         return open_sa1b_folder(path, max_bad_share)
+    files = [str(file.relative_to(path)) for file in sorted(path.rglob("*.json"))[:3]]
     raise ValueError(
         f"{text} is no data set: expected a COCO .json, SA-1B's .tar files or .jpg and .json pairs, a folder with "
         "images/ and masks/, or a Hugging Face data set (hf:NAME)."
+        + (f" If one of {', '.join(files)} is a COCO file, name that file itself." if files else "")
     )
 
 
 def open_coco(path: Path, image_dir: Path | None = None, *, max_bad_share: float = MAX_BAD_SHARE) -> RecordSource:
     """COCO instances: polygons, RLE, crowds (ignored)."""
     data = load_coco(path, image_dir, max_bad_share=max_bad_share)
-    account = Account(path.name, max_bad_share, problems=data.problems)
+    account = Account(path.name, max_bad_share)
+    for problem in data.problems[:LOGGED]:
+        logger.warning("skipped (%d in all): %s", len(data.problems), problem)
     rows = []
     for image in data:
         regions = [
@@ -185,7 +194,10 @@ def _mapped_record(
         picture = cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"])
     else:
         picture = cell if isinstance(cell, bytes) else Path(cell)
-    key = row.get(columns.id or "_number", row.get("_number", account.seen["image"]))
+    # A stream without ids has no numbers that mean the same after a new start.
+    key = row.get(columns.id or "_number")
+    if key is None:
+        key = blake2b(picture, digest_size=8).hexdigest() if isinstance(picture, bytes) else picture
     annotations = _annotations(row[columns.masks])
     if columns.names is not None:
         names = row[columns.names]

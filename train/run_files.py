@@ -42,7 +42,7 @@ def save_checkpoint(
     torch.save({**states, "best": best, "step": step, "seconds": seconds}, out / "last.pt.part")
     os.replace(out / "last.pt.part", out / "last.pt")
     write_model(out / "model", shipped, {"step": step, "seconds": round(seconds), "options": asdict(options)})
-    if options.train == "text":
+    if options.train == "text" and not options.lora_rank:
         save_adapter(shipped, out / "adapter")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from textsam.files.coco import load_coco
 from textsam.language.clip import CropEncoder, TextEncoder, load_open_clip
 from textsam.model import TextSamConfig, TextSamModel
 from train.loop import Evaluation, train
@@ -44,6 +45,7 @@ def run_recipe(
         val: COCO instances file to evaluate on. val_limit: pictures of it.
     Raises:
         FileNotFoundError, ConnectionError, ValueError: the checkpoint or the CLIP is not there, or the data are bad.
+        FileExistsError: `out` holds a training already, and `resume` is not set.
     """
     if model is None:
         model = load_start(recipe)
@@ -122,6 +124,7 @@ def evaluation(val: Path, limit: int, encoders: tuple[Any, Any] | None) -> Evalu
 
     prompts = ("box", "point", "text", "text+point") if encoders and encoders[0] is not None else ("box", "point")
     options = EvaluationOptions(prompts=prompts, limit=limit, max_instances=8, clicks=(1, 5), columns=0)
+    load_coco(val)  # a wrong file is told now, and not after hours of training
 
     def evaluate(model: TextSamModel) -> dict[str, float]:
         predictor = TextSam(model, *(encoders or ()))

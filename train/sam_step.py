@@ -134,12 +134,12 @@ class SamStep(nn.Module):
             return self.model.encode_image(self._pixels(samples))
         rows = []
         for sample in samples:
-            embedding = self.image_store.read(sample.picture_key).get(sample.view_key)
+            embedding = self.image_store.read(sample.view_key).get("image") if sample.view_key else None
             if embedding is None:
                 with torch.no_grad():
                     embedding = self.model.encode_image(self._pixels([sample])).image_embeddings[0].to(STORED)
-                if sample.picture_key:
-                    self.image_store.add(sample.picture_key, {sample.view_key: embedding})
+                if sample.view_key:
+                    self.image_store.add(sample.view_key, {"image": embedding})
             rows.append(embedding.to(self.model.device).float())
         return ImageEmbeddings(torch.stack(rows), size)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -67,11 +68,10 @@ def make_sample(record: Record, position: int, options: SampleOptions) -> Sample
     size = options.size
     rng = np.random.default_rng((options.seed, position))
     seed = int(rng.integers(2**62))
-    picture_key, view_key = f"{record.set_name}/{record.id}", f"new{position}"
-    view_rng = rng
+    picture_key, view_rng = f"{record.set_name}/{record.id}", rng
     if options.views is not None:
         number = int(rng.integers(options.views))
-        view_key, view_rng = f"view{number}", _keyed_rng(options.seed, picture_key, number)
+        view_rng = _keyed_rng(options.seed, picture_key, number)
     pixels = record.read()
     view = View.draw(
         view_rng,
@@ -106,18 +106,17 @@ def make_sample(record: Record, position: int, options: SampleOptions) -> Sample
         if options.crop_size is not None:
             number = position if options.crop_seeds is None else int(rng.integers(options.crop_seeds))
             crop_rng = _keyed_rng(options.seed, f"{picture_key}/{region.id}", number)
-            crops.append(
-                square_crop(
-                    pixels,
-                    mask,
-                    options.crop_size,
-                    expand=float(crop_rng.uniform(*options.crop_expand)),
-                    zero_outside=bool(crop_rng.random() < options.zero_share),
-                    fill=CROP_FILL,
-                )
+            crop, inside = square_crop(
+                pixels,
+                mask,
+                options.crop_size,
+                expand=float(crop_rng.uniform(*options.crop_expand)),
+                zero_outside=bool(crop_rng.random() < options.zero_share),
+                fill=CROP_FILL,
             )
+            crops.append((crop, inside))
             if options.crop_seeds is not None:
-                keys[-1] = (record.set_name, f"{region.id}/{number}")
+                keys[-1] = (record.set_name, _content_key(crop, inside))
     side = size // 4
     known = 1 - view.apply_mask(record.ignore_mask(), side)
     return Sample(
@@ -133,7 +132,7 @@ def make_sample(record: Record, position: int, options: SampleOptions) -> Sample
         crops=torch.from_numpy(np.stack([crop for crop, _ in crops])) if crops else None,
         coverage=torch.from_numpy(np.stack([inside for _, inside in crops])) if crops else None,
         picture_key=picture_key,
-        view_key=view_key,
+        view_key="" if options.views is None else _content_key(seen, np.array(view.valid_hw)),
         seed=seed,
     )
 
@@ -217,7 +216,7 @@ def read_sample(source: RecordSource, row: dict, number: int, position: int, opt
     """The sample of a row; None when the row is bad, which is put to the source's account."""
     try:
         record = source.convert(row)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # a null may stand for anything
         source.account.skip("image", row.get("id") or row.get("key") or row.get("path") or number, error)
         return None
     try:
@@ -227,6 +226,14 @@ def read_sample(source: RecordSource, row: dict, number: int, position: int, opt
         return None
     source.account.good("image")
     return sample
+
+
+def _content_key(*arrays: np.ndarray) -> str:
+    """Names what a frozen network is shown. Names of sets and numbers of pictures can be another set's, too."""
+    digest = blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def _keyed_rng(seed: int, key: str, number: int) -> np.random.Generator:

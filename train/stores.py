@@ -20,34 +20,32 @@ CROP_BATCH_SIZE = 16  # crops at a time, whatever the number of masks
 
 
 class TensorStore:
-    """Named tensors of each picture, in a safetensors file of its own, written whole or not at all.
+    """Named tensors by key, those of a key in a safetensors file of its own, written whole or not at all.
 
     Args:
-        folder: made if need be. One folder is for one network and one data set; nothing tells it of another.
+        folder: made if need be. One folder is for one network; nothing tells it of another.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def _file(self, picture_key: str) -> Path:
-        return self.folder / f"{sha256(picture_key.encode()).hexdigest()[:32]}.safetensors"
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
-    def read(self, picture_key: str) -> dict[str, Tensor]:
-        """What is known of a picture; nothing when it is new, or when its file is damaged (it is made again)."""
-        file = self._file(picture_key)
+    def read(self, key: str) -> dict[str, Tensor]:
+        """What is known of a key; nothing when it is new, or when its file is damaged (it is made again)."""
+        file = self._file(key)
         try:
             return load_file(file) if file.is_file() else {}
         except SafetensorError:
             return {}
 
-    def add(self, picture_key: str, tensors: dict[str, Tensor]) -> None:
-        """Keeps more tensors of a picture."""
-        file = self._file(picture_key)
+    def add(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Keeps more tensors of a key."""
+        file = self._file(key)
         part = file.with_suffix(f".part{os.getpid()}")
-        save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in (self.read(picture_key) | tensors).items()}, part
-        )
+        save_file({name: tensor.contiguous().cpu() for name, tensor in (self.read(key) | tensors).items()}, part)
         os.replace(part, file)
 
 
@@ -65,7 +63,7 @@ class CropPrompts:
     @torch.no_grad()
     def embed(self, sample: Sample) -> Tensor:
         """(G, D) float32 of unit length, on the encoder's device."""
-        known = self.store.read(sample.picture_key) if self.store else {}
+        known = self.store.read(sample.picture_key) if self.store and sample.picture_key else {}
         names = [key for _, key in sample.keys]
         missing = [i for i, name in enumerate(names) if name not in known]
         if missing and (sample.crops is None or sample.coverage is None):
@@ -75,7 +73,7 @@ class CropPrompts:
             rows = missing[start : start + CROP_BATCH_SIZE]
             found = self.encoder.embed_crops(sample.crops[rows].numpy(), sample.coverage[rows])
             new |= {names[row]: embedding for row, embedding in zip(rows, found, strict=True)}
-        if new and self.store:
+        if new and self.store and sample.picture_key:
             self.store.add(sample.picture_key, new)
         device = self.encoder.device
         embeddings = [(new[name] if name in new else known[name]).to(device) for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +15,17 @@ import torch
 from PIL import Image, ImageFilter
 from torch.utils.data import Dataset
 
+from textsam.evaluation.ocr_truth import UNREADABLE, does_not_count, polygon_of, read_strokes, stroke_file
+from textsam.files.coco import image_folder, picture_file
+from textsam.files.images import read_image
 from train.data import jitter_colour
+from train.records import Account
 from train.synthetic_text import PHOTO_ENDINGS
 from train.text_data import TextSample, draw_words
 from train.text_targets import core, fill, unknown
 
+logger = logging.getLogger("train")
 MIN_PX = 5.0  # what is lower is neither text nor background
-UNREADABLE = "###"
 # A file with the one category "text" holds words, as ICDAR's.
 CATEGORIES = ("word", "text line", "text block")
 
@@ -40,6 +45,19 @@ class TextPhoto:
     path: Path
     outlines: dict[str, list[Outline]] = field(default_factory=dict)
     strokes: Path | None = None  # a mask of the glyphs, white on black
+    size_hw: tuple[int, int] | None = None  # as the outlines take it; None: not said
+
+    def read(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """(H, W, 3) uint8 RGB, and the glyphs (H, W) bool where there is a mask of them.
+
+        Raises:
+            OSError, ValueError: a file cannot be read, or has another size than the outlines say.
+        """
+        pixels = read_image(self.path)
+        height, width = pixels.shape[:2]
+        if self.size_hw not in (None, (height, width)):
+            raise ValueError(f"the picture is {width} x {height} px, its outlines are for {self.size_hw[::-1]}")
+        return pixels, None if self.strokes is None else read_strokes(self.strokes, (height, width))
 
 
 class TextPhotos(Dataset):
@@ -62,15 +80,31 @@ class TextPhotos(Dataset):
     ) -> None:
         self.size, self.length, self.seed, self.scales, self.near_text = size, length, seed, scales, near_text
         self.photos = read_text_photos(source)
+        self._bad: set[Path] = set()  # told already
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> TextSample:
+        """
+        Raises:
+            ValueError: no photo can be read. One that cannot is named and gives way to the next.
+        """
         rng = np.random.default_rng((self.seed, index, 2))
-        photo = self.photos[int(rng.integers(len(self.photos)))]
-        with Image.open(photo.path) as file:
-            image = jitter_colour(file.convert("RGB"), rng)
+        first = int(rng.integers(len(self.photos)))
+        for photo in self.photos[first:] + self.photos[:first]:
+            try:
+                return self._sample(photo, *photo.read(), rng)
+            except (OSError, ValueError) as error:
+                if photo.path not in self._bad:
+                    logger.warning("skipped: %s: %s", photo.path, error)
+                self._bad.add(photo.path)
+        raise ValueError(f"none of the {len(self.photos)} photos can be read")
+
+    def _sample(
+        self, photo: TextPhoto, pixels: np.ndarray, ink: np.ndarray | None, rng: np.random.Generator
+    ) -> TextSample:
+        image = jitter_colour(Image.fromarray(pixels), rng)
         scale = float(np.exp(rng.uniform(*np.log(self.scales))))
         side = self.size / scale
         corner = self._corner(photo, image.size, side, rng)
@@ -90,11 +124,9 @@ class TextPhotos(Dataset):
         if "text block" in known:
             levels["text block"] = fill(known["text block"], size)
         strokes = None
-        if photo.strokes is not None:
-            with Image.open(photo.strokes) as file:
-                strokes = (cut(file.convert("RGB"), corner, side, self.size, outside=0)[..., 0] > 127).astype(
-                    np.float32
-                )
+        if ink is not None:
+            glyphs = Image.fromarray(ink.astype(np.uint8) * 255).convert("RGB")
+            strokes = (cut(glyphs, corner, side, self.size, outside=0)[..., 0] > 127).astype(np.float32)
             levels["text stroke"] = cv2.resize(strokes, (self.size // 4,) * 2, interpolation=cv2.INTER_AREA)
         boxes, masks, texts = draw_words(words, size, 1, rng)
         return TextSample(
@@ -136,13 +168,14 @@ def read_text_photos(source: str | Path) -> list[TextPhoto]:
     """All photos of a data set.
 
     Args:
-        source: a COCO file whose annotations have polygons, with the categories "word" (or "text"), "text line" and
-            "text block", pictures in `images/` beside it or beside it, masks of glyphs in `strokes/` where there are
-            any. Or a folder of pictures with ICDAR's text files, `gt_NAME.txt` or `NAME.txt`: eight coordinates,
-            clockwise from the top left of the text, and the transcript on each line.
+        source: a COCO file with the categories "word" (or "text"), "text line" and "text block", pictures where
+            `image_folder` looks for them, masks of glyphs where `stroke_file` does. Annotations without an outline are
+            told and left out, unless too large a share is. Or a folder of pictures with ICDAR's text files,
+            `gt_NAME.txt` or `NAME.txt`: eight coordinates, clockwise from the top left of the text, and the transcript
+            on each line.
     Raises:
         FileNotFoundError: there is no such file or folder, or a picture is missing.
-        ValueError: a line or an annotation is wrong, naming it.
+        ValueError: a line is wrong, naming it, or too many annotations are.
     """
     source = Path(source)
     if not source.exists():
@@ -157,32 +190,42 @@ def read_text_photos(source: str | Path) -> list[TextPhoto]:
 
 def read_coco(file: Path) -> list[TextPhoto]:
     """The photos of a COCO file; see `read_text_photos`."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    names = {entry["id"]: entry["name"].lower() for entry in content["categories"]}
+    content = json.loads(file.read_text(encoding="utf-8-sig"))
+    names = {entry.get("id"): str(entry.get("name", "")).lower() for entry in content["categories"]}
     if "word" not in names.values():
         names = {key: "word" if name == "text" else name for key, name in names.items()}
     levels = [name for name in CATEGORIES if name in names.values()]
-    folder = file.parent / "images" if (file.parent / "images").is_dir() else file.parent
-    photos = {}
+    folder = image_folder(file, content["images"])
+    account, photos = Account(file.name), {}
     for entry in content["images"]:
-        path = folder / entry["file_name"]
-        strokes = file.parent / "strokes" / f"{path.stem}.png"
+        path = picture_file(folder, entry["file_name"])
         outlines: dict[str, list[Outline]] = {level: [] for level in levels}
-        photos[entry["id"]] = TextPhoto(path, outlines, strokes if strokes.is_file() else None)
+        size_hw = (entry["height"], entry["width"]) if "height" in entry and "width" in entry else None
+        photos[entry["id"]] = TextPhoto(path, outlines, stroke_file(file, path), size_hw)
     for entry in content["annotations"]:
-        if (level := names.get(entry["category_id"])) in levels:
-            photos[entry["image_id"]].outlines[level].append(_read_annotation(entry, file))
+        if (level := names.get(entry.get("category_id"))) not in levels:
+            continue
+        try:
+            photo = photos[entry.get("image_id")]
+            photo.outlines[level].append(_read_annotation(entry, photo.size_hw))
+        except (KeyError, TypeError, ValueError) as error:
+            account.skip("mask", entry.get("id"), error)
+        else:
+            account.good("mask")
+    account.check()
     return list(photos.values())
 
 
-def _read_annotation(entry: dict[str, Any], file: Path) -> Outline:
-    polygons = entry.get("segmentation")
-    if not isinstance(polygons, list) or not polygons or len(polygons[0]) < 6:
-        raise ValueError(f"{file}: annotation {entry.get('id')} has no polygon, which the outline of text needs")
-    corners = entry["quad"] if "quad" in entry else polygons[0]
-    text = str(entry.get("text") or "")
-    counts = not entry.get("iscrowd") and entry.get("legible", True) and text != UNREADABLE
-    return Outline(quad_strip(np.ravel(corners).tolist()), bool(counts), text)
+def _read_annotation(entry: dict[str, Any], size_hw: tuple[int, int] | None) -> Outline:
+    corners = entry.get("quad")
+    if corners is None:
+        segmentation = entry.get("segmentation")
+        if not segmentation:
+            raise ValueError("it has no outline: neither a quad nor a segmentation")
+        if not isinstance(segmentation, list) and size_hw is None:
+            raise ValueError("its mask needs height and width of the picture, which the file lacks")
+        corners = polygon_of(segmentation, size_hw or (0, 0))
+    return Outline(quad_strip(np.ravel(corners).tolist()), not does_not_count(entry), str(entry.get("text") or ""))
 
 
 def read_icdar(folder: Path) -> list[TextPhoto]:

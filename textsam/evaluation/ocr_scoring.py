@@ -31,7 +31,7 @@ from textsam.evaluation.ocr_metrics import (
 from textsam.evaluation.ocr_report import FinderScores, OcrReport
 from textsam.evaluation.ocr_truth import TextDataset, TrueText, load_text_dataset
 from textsam.evaluation.sheet import Case, CaseBook, write_sheet
-from textsam.files.coco import CocoImage
+from textsam.files.coco import MAX_BAD_SHARE, CocoImage
 from textsam.files.rle import encode_mask
 from textsam.text_regions.quads import draw_polygon
 from textsam.text_regions.reader import TextRegionReader
@@ -47,6 +47,7 @@ def run_ocr(
     images: str | Path | None = None,
     out: str | Path | None = None,
     limit: int | None = None,
+    max_bad_share: float = MAX_BAD_SHARE,
     console: Console | None = None,
 ) -> OcrReport:
     """Scores a model and the two baselines.
@@ -54,9 +55,10 @@ def run_ocr(
     Args:
         datasets: COCO files of text regions; see `ocr_truth`.
         finder: a text-region model's reader, or any function from (H, W, 3) uint8 RGB to `FoundText`.
-        images: the folder of the pictures; by default `images/` beside each file.
+        images: the folder of the pictures; by default where `image_folder` finds them.
         out: folder for `ocr_scores.json` and `ocr_cases.png`; None writes nothing.
         limit: pictures of each set, evenly spaced; None: all.
+        max_bad_share: of a set's pictures, or of its annotations; more is an error.
         console: where the progress bar and the tables go; None for no output.
     Raises:
         FileNotFoundError, ValueError: a file or folder is wrong, or too much of a file is bad.
@@ -64,23 +66,24 @@ def run_ocr(
     started = time.perf_counter()
     if not datasets:
         raise ValueError("no data set given: name at least one COCO file of text regions")
-    loaded = [load_text_dataset(path, images) for path in datasets]
+    loaded = [load_text_dataset(path, images, max_bad_share=max_bad_share) for path in datasets]
     ours = model_finder(finder) if isinstance(finder, TextRegionReader) else finder
-    finders: dict[str, Finder] = {model_name: ours, **BASELINES}
+    finders: dict[str, Finder] = {model_name: ours} | {n: f for n, f in BASELINES.items() if n != model_name}
     report = OcrReport(model=model_name, version=__version__, limit=limit)
     books: dict[str, CaseBook] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=console is None) as progress:
         task = progress.add_task("", total=sum(len(dataset.coco.select(limit)) for dataset in loaded))
-        for dataset in loaded:
+        for number, dataset in enumerate(loaded):
             progress.update(task, description=dataset.coco.name)
-            tallies = {name: OcrTally() for name in finders}
+            tallies, bad, first_problem = {name: OcrTally() for name in finders}, 0, len(report.problems)
             for image in dataset.coco.select(limit):
                 progress.advance(task)
                 try:
                     picture, truth = image.read(), dataset.truth(image)
                 except (OSError, ValueError) as error:
                     report.problems.append(f"{dataset.coco.path.name}: image {image.id}: {error}")
+                    bad += 1
                     continue
                 for name, find in finders.items():
                     begin = time.perf_counter()
@@ -90,7 +93,15 @@ def run_ocr(
                     if name == model_name:
                         _keep_cases(books, dataset, image, found, truth, counts)
             report.problems += [str(problem) for problem in dataset.coco.problems]
-            report.sets[dataset.coco.name] = {name: tally.summary() for name, tally in tallies.items()}
+            total = bad + tallies[model_name].images
+            if bad > max_bad_share * total:
+                raise ValueError(
+                    f"{dataset.coco.path}: {bad} of {total} pictures cannot be used (at most {max_bad_share:.0%} "
+                    f"allowed). First: {report.problems[first_problem]}"
+                )
+            name, others = dataset.coco.name, sum(other.coco.name == dataset.coco.name for other in loaded[:number])
+            name = f"{name} ({others + 1})" if others else name  # two exports of a tool have the same folder and file
+            report.sets[name] = {finder: tally.summary() for finder, tally in tallies.items()}
     report.seconds = round(time.perf_counter() - started, 1)
     if out is not None:
         report.write(Path(out) / "ocr_scores.json")

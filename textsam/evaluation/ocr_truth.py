@@ -3,7 +3,7 @@
 Read from COCO files whose categories are levels of text ("word", "text line", "text stroke", "text"; a file with the
 one category "text", such as ICDAR's words in COCO form, holds words). An annotation with `iscrowd` or `ignore` 1,
 `legible` false or the transcript `###` is a region that does not count. Ink may also lie beside the pictures as masks,
-white on black: `strokes/NAME.png` for `images/NAME.jpg`.
+white on black: `strokes/NAME.png` for `images/NAME.jpg` (see `stroke_file`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class TextDataset:
     Attributes:
         coco: its pictures, and what was wrong.
         levels: those that it speaks of.
-        annotations: image id -> its annotations as they are in the file, with the level under "level".
+        annotations: image id -> its good annotations as they are in the file, with the level under "level". A picture
+            with bad ones alone has an empty list, one without any is missing.
     """
 
     coco: CocoDataset
@@ -66,7 +67,7 @@ class TextDataset:
         """What is written in a picture. Annotations that `load_coco` found wrong are left out."""
         annotations = self.annotations.get(image.id, [])
         size_hw = (image.height, image.width)
-        truth = TrueText(is_text_free=not annotations)
+        truth = TrueText(is_text_free=image.id not in self.annotations)
         for level, good, ignored in (
             ("word", truth.words, truth.ignored_words),
             ("text line", truth.lines, truth.ignored_lines),
@@ -78,14 +79,12 @@ class TextDataset:
                 (ignored if does_not_count(annotation) else good).append(polygon)
                 if level == "word" and not does_not_count(annotation):
                     truth.word_texts.append(str(annotation.get("text") or ""))
-        stroke_file = image.path.parent.parent / "strokes" / f"{image.path.stem}.png"
+        file = stroke_file(self.coco.path, image.path)
         if "text stroke" in self.levels:
             ink = [annotation for annotation in annotations if annotation["level"] == "text stroke"]
             truth.strokes = _union((a for a in ink if not does_not_count(a)), size_hw)
-        elif stroke_file.is_file():
-            truth.strokes = read_image(stroke_file)[..., 0] > 127
-            if truth.strokes.shape != size_hw:
-                raise ValueError(f"{stroke_file} is {truth.strokes.shape}, its picture is {size_hw} (height, width)")
+        elif file is not None:
+            truth.strokes = read_strokes(file, size_hw)
         if truth.strokes is not None:
             truth.ignored_pixels = _union((a for a in annotations if does_not_count(a)), size_hw)
         return truth
@@ -107,13 +106,50 @@ def load_text_dataset(path: str | Path, images: str | Path | None = None, *, max
             f'{path}: expected a category "word", "text line", "text stroke" or "text", got '
             f"{', '.join(sorted(names.values())) or 'none'}: leave --ocr away for other things than written text."
         )
-    good = {region.id for image in coco for region in (*image.instances, *image.ignore)}
+    sizes = {image.id: (image.height, image.width) for image in coco}
     annotations: dict[int | str, list[dict[str, Any]]] = {}
-    for annotation in json.loads(Path(path).read_text("utf-8"))["annotations"]:
-        if isinstance(annotation, dict) and annotation.get("id") in good:
-            level = names.get(annotation["category_id"], "")
-            annotations.setdefault(annotation["image_id"], []).append({**annotation, "level": level})
+    for annotation in json.loads(Path(path).read_text("utf-8-sig"))["annotations"]:
+        key = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if key not in sizes:
+            continue
+        kept = annotations.setdefault(key, [])
+        level = names.get(annotation.get("category_id"))
+        if level is not None and _is_good(annotation, sizes[key]):
+            kept.append({**annotation, "level": level})
     return TextDataset(coco, levels, annotations)
+
+
+def _is_good(annotation: dict[str, Any], size_hw: tuple[int, int]) -> bool:
+    """As `load_coco` judges, which has told of the bad ones; they need not have ids."""
+    try:
+        segmentation_to_rle(annotation.get("segmentation"), *size_hw)
+    except ValueError:
+        return False
+    return True
+
+
+def stroke_file(coco_file: Path, picture: Path) -> Path | None:
+    """The ink of a picture, where there is a file of it: `strokes/` beside the COCO file or beside the pictures'
+    folder, named and placed as the picture is below its folder."""
+    for folder in (coco_file.parent / "images", coco_file.parent):
+        if picture.is_relative_to(folder):
+            file = coco_file.parent / "strokes" / picture.relative_to(folder).with_suffix(".png")
+            break
+    else:
+        file = picture.parent.parent / "strokes" / f"{picture.stem}.png"
+    return file if file.is_file() else None
+
+
+def read_strokes(file: Path, size_hw: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool.
+
+    Raises:
+        ValueError: another size than the picture's.
+    """
+    strokes = read_image(file)[..., 0] > 127
+    if strokes.shape != size_hw:
+        raise ValueError(f"{file} is {strokes.shape}, its picture is {size_hw} (height, width)")
+    return strokes
 
 
 def does_not_count(annotation: dict[str, Any]) -> bool:

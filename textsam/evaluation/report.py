@@ -186,9 +186,10 @@ class Report:
 def summarise(tally: Tally, *, with_ap: bool = True) -> Summary:
     """Sums up a set, or several added together (for which COCO AP, made for one set, is left out)."""
     geometry, text = tally.geometry, tally.text
+    one_click = geometry.one_click_confidence if 1 in geometry.click_iou else []
     calibration = {
         "box": expected_calibration_error(geometry.box_confidence, geometry.box),
-        "one_click": expected_calibration_error(geometry.one_click_confidence, geometry.click_iou.get(1, [])),
+        "one_click": expected_calibration_error(one_click, geometry.click_iou.get(1, [])),
         "text": None,
         "presence": expected_calibration_error([p[1] for p in text.presence], [float(p[2]) for p in text.presence]),
     }

@@ -16,7 +16,9 @@ from typing import Any
 from textsam.files.coco_structures import CocoDataset, CocoImage, Problem, Region
 from textsam.files.rle import segmentation_to_rle
 
-__all__ = ["MAX_BAD_SHARE", "CocoDataset", "CocoImage", "Problem", "Region", "load_coco"]
+__all__ = [
+    "MAX_BAD_SHARE", "CocoDataset", "CocoImage", "Problem", "Region", "image_folder", "load_coco", "picture_file",
+]  # fmt: skip
 
 MAX_BAD_SHARE = 0.1
 """Share of bad images or annotations above which a file is refused."""
@@ -29,7 +31,7 @@ def load_coco(
 
     Args:
         path: the JSON file.
-        image_dir: folder that `file_name` is relative to; by default `images/` beside the JSON, else its own folder.
+        image_dir: folder that `file_name` is relative to; by default the one where pictures are, see `image_folder`.
         max_bad_share: in [0, 1]; a larger share of bad images, or of bad annotations, is an error.
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -37,7 +39,7 @@ def load_coco(
     """
     path = Path(path)
     data = _read_json(path)
-    folder = _image_folder(path, image_dir)
+    folder = image_folder(path, data["images"], image_dir)
     problems: list[Problem] = []
     categories = _read_categories(data["categories"], path, problems)
     records = _read_images(data["images"], folder, path, problems)
@@ -47,7 +49,8 @@ def load_coco(
     else:
         raise ValueError(
             f"{path}: none of its {len(data['images'])} images can be used; looked in {folder} "
-            f"(name the right folder with --images / image_dir=). First problem: {problems[-1]}"
+            f"(put the pictures in images/ beside the file, or name their folder: image_dir=, textsam evaluate: "
+            f"--images). First problem: {problems[-1]}"
         )
 
     instances: dict[int | str, list[Region]] = {image_id: [] for image_id in records}
@@ -80,7 +83,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no such dataset file: {path}")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
     keys = ("images", "annotations", "categories")
@@ -90,13 +93,38 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _image_folder(path: Path, image_dir: str | Path | None) -> Path:
-    if image_dir is None:
-        beside = path.parent / "images"
-        return beside if beside.is_dir() else path.parent
-    if not Path(image_dir).is_dir():
-        raise FileNotFoundError(f"no such image folder: {image_dir}")
-    return Path(image_dir)
+def image_folder(path: Path, entries: list, image_dir: str | Path | None = None) -> Path:
+    """The folder that the `file_name`s of a COCO file are relative to: `image_dir`, or the first of the usual places
+    that holds one of the pictures.
+
+    Those are `images/` beside the file and its own folder (Roboflow, Label Studio), and, for a file in `annotations/`,
+    `../images/SUBSET`, `../SUBSET` (COCO itself) and `../images` (CVAT), with the file named `instances_SUBSET.json`.
+
+    Raises:
+        FileNotFoundError: there is no folder `image_dir`.
+    """
+    if image_dir is not None:
+        if not Path(image_dir).is_dir():
+            raise FileNotFoundError(f"no such image folder: {image_dir}")
+        return Path(image_dir)
+    above, subset = path.parent.parent, path.stem.rpartition("_")[2]
+    beside = path.parent / "images"
+    usual = (beside, path.parent, above / "images" / subset, above / subset, above / "images")
+    names = [entry["file_name"] for entry in entries if isinstance(entry, dict) and _is_name(entry.get("file_name"))]
+    for folder in filter(Path.is_dir, usual):
+        if any(picture_file(folder, name).is_file() for name in names):
+            return folder
+    return beside if beside.is_dir() else path.parent
+
+
+def picture_file(folder: Path, file_name: str) -> Path:
+    """The path of a `file_name`, which may have been written on Windows."""
+    path = folder / file_name
+    return path if "\\" not in file_name or path.is_file() else folder / file_name.replace("\\", "/")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def _read_categories(entries: list, path: Path, problems: list[Problem]) -> dict[int | str, str]:
@@ -134,13 +162,14 @@ def _read_image_entry(entry: Any, folder: Path) -> tuple[int | str, tuple[dict, 
     if key is None:
         raise ValueError("its id is missing")
     file_name, height, width = (entry.get(name) for name in ("file_name", "height", "width"))
-    if not isinstance(file_name, str) or not file_name:
+    if not _is_name(file_name):
         raise ValueError("it has no file_name")
-    if not (folder / file_name).is_file():
-        raise ValueError(f"no such picture: {folder / file_name}")
+    file = picture_file(folder, file_name)
+    if not file.is_file():
+        raise ValueError(f"no such picture: {file}")
     if type(height) is not int or type(width) is not int or height < 1 or width < 1:
         raise ValueError(f"height and width must be positive integers, got {height}, {width}")
-    return key, (entry, folder / file_name, height, width)
+    return key, (entry, file, height, width)
 
 
 def _read_annotation(annotation: object, records: dict, categories: dict) -> tuple[Region, int | str, bool]:
