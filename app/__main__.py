@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from typing import Annotated
 
 import typer
@@ -23,6 +24,7 @@ def main(
     port: Annotated[int | None, typer.Option("--port", help="Default: the first free one from 7860.")] = None,
 ) -> None:
     """Open the page: objects in a picture by words, clicks, boxes and brush."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, or the photos would outlive the server
     folder = private_folder()
     try:
         start(

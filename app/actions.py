@@ -22,13 +22,14 @@ TOOLS = (INCLUDE, EXCLUDE, BOX, BRUSH)
 
 
 def ask_words(session: Session, words: tuple[str, ...], negative_words: tuple[str, ...]) -> None:
-    """Every instance of the words; an object that is being asked for is asked again with them."""
+    """Every instance of the words; a correction is done, another object is asked again with them."""
     if not words and negative_words:
         raise ValueError("Words that must not be found need words that are looked for.")
     both = {word.casefold() for word in words} & {word.casefold() for word in negative_words}
     if both:
         raise ValueError(f"“{min(both)}” is both looked for and not looked for: take one away.")
-    scene = session.scene
+    # A correction starts from its mask, which is not among what other words find.
+    scene = _done(session.scene) if session.scene.prompts.refine else session.scene
     prompts = replace(
         scene.prompts, words=words, negative_words=negative_words, everything=False, target=None, refine=False
     )
@@ -40,10 +41,10 @@ def ask_words(session: Session, words: tuple[str, ...], negative_words: tuple[st
 
 
 def ask_everything(session: Session) -> None:
-    """All automatic masks, in the place of words."""
+    """All automatic masks, in the place of words; an object that is being asked for is done."""
     found = find_everything(session.sam, session.ids.__next__)
     threshold = min([session.scene.threshold, *(mask.confidence for mask in found)])
-    session.step(Scene(Prompts(everything=True), found, session.scene.kept, threshold=threshold))
+    session.step(replace(_done(session.scene), prompts=Prompts(everything=True), found=found, threshold=threshold))
 
 
 def click(session: Session, tool: str, x: float, y: float) -> None:

@@ -65,7 +65,7 @@ class Endpoints:
         returned in "width" and "height", which is the photo itself unless a side was longer than 1600 pixels.
 
         Args:
-            image: The photo: JPEG, PNG, WebP, TIFF, BMP or GIF, at most 20 MB.
+            image: The photo: JPEG, PNG, WebP, TIFF, BMP or GIF, at most 20 MB. Uploaded or as a data: URL; nothing is fetched from an http address.
             text: Words to look for, divided by commas, such as "cat, dog". Leave it empty with points or boxes alone.
             points: Clicks on one object: a list of [x, y, label], label 1 on the object and 0 beside it. Leave it out otherwise.
             boxes: A list of boxes [x1, y1, x2, y2], one object each. With points at most one box.
@@ -83,7 +83,7 @@ class Endpoints:
         """Segment everything in a photo: masks of all objects and parts, without names, the best first.
 
         Args:
-            image: The photo: JPEG, PNG, WebP, TIFF, BMP or GIF, at most 20 MB.
+            image: The photo: JPEG, PNG, WebP, TIFF, BMP or GIF, at most 20 MB. Uploaded or as a data: URL; nothing is fetched from an http address.
             points_per_side: How fine to look, from 1 to 32: the model is asked at this many points on each side, and takes time in proportion to their square.
 
         Returns:

@@ -147,9 +147,7 @@ class Handlers:
 
     def download(self, key: str | None, form: str) -> Any:
         """A file of the masks that are shown."""
-        return self._file(
-            key, lambda s: write_download(form, s.folder, s.name, s.photo, s.scene.rows()), needs_photo=True
-        )
+        return self._file(key, lambda s: write_download(form, s.folder, s.name, s.photo, s.scene.rows()))
 
     def collect(self, key: str | None, name: str) -> str:
         """The masks that are shown, into the collection; `name` is for those without one."""
@@ -201,12 +199,15 @@ class Handlers:
             return False
         return True
 
-    def _file(self, key: str | None, write: Callable[[Session], Path], needs_photo: bool = False) -> Any:
+    def _file(self, key: str | None, write: Callable[[Session], Path]) -> Any:
         session = self.store.get(key)
-        if session is None or (needs_photo and session.photo is None):
+        if session is None:
             gr.Warning(NO_PHOTO if key is None else GONE)
             return None
         with session.lock:
+            if session.photo is None:
+                gr.Warning(GONE)
+                return None
             try:
                 return str(write(session))
             except ValueError as error:
@@ -215,10 +216,13 @@ class Handlers:
 
     def _collection(self, key: str | None, change: Callable[[Session], Any]) -> str:
         session = self.store.get(key)
-        if session is None or session.photo is None:
+        if session is None:
             gr.Warning(NO_PHOTO if key is None else GONE)
             return collection_text(None)
         with session.lock:
+            if session.photo is None:
+                gr.Warning(GONE)
+                return collection_text(None)
             self._try(lambda: change(session))
             return collection_text(session)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 NO_PHOTO = "Drop in a photo first."
 GONE = "This photo was put away, because it was idle for long or many people are here. Drop it in again."
 
+ADDRESS = "Nothing is fetched from an address: upload the file, or send its bytes as a data: URL."
+
 
 def sentence(error: BaseException) -> str:
     """An error in one line."""

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fastapi import Depends, HTTPException
+from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from PIL import Image
+from starlette.requests import HTTPConnection
 
 from app.limits import LIMITS, workers
+from app.messages import ADDRESS
 
 HERE = Path(__file__).parent
 
@@ -45,9 +49,10 @@ def start(
     torch.set_num_threads(threads)
     warm_up(sam)
     Image.MAX_IMAGE_PIXELS = LIMITS.photo_pixels  # also where Gradio opens a picture itself
-    store = SessionStore(folder / "sessions")
+    store = SessionStore(folder / "sessions", cache=folder / "cache")
     store.sweep_regularly()
     page = build(sam, store)
+    _refuse_addresses(page)
     page.queue(max_size=LIMITS.queue, default_concurrency_limit=count, api_open=False)
     page.launch(
         server_name=host,
@@ -58,6 +63,7 @@ def start(
         max_threads=16,
         state_session_capacity=1024,
         allowed_paths=[],
+        app_kwargs={"dependencies": [Depends(_refuse_address)]},
         mcp_server=True,
         ssr_mode=False,
         enable_monitoring=False,
@@ -66,3 +72,30 @@ def start(
         **options,
     )
     return page
+
+
+def _refuse_addresses(page: Any) -> None:
+    """No input takes an address in the place of a file: Gradio would fetch it, of whatever size.
+
+    The page is changed and not its components: a session gets a new instance of a component with each update of it, and
+    even a text box takes a file from who writes the request by hand.
+    """
+    from gradio import Error
+
+    validate = page.validate_inputs
+
+    def refuse(file: dict[str, Any]) -> None:
+        if is_http_url_like(file["path"]):
+            raise Error(ADDRESS, print_exception=False)
+
+    def validate_inputs(function: Any, inputs: list[Any]) -> None:
+        traverse(inputs, refuse, is_file_obj_with_meta)
+        validate(function, inputs)
+
+    page.validate_inputs = validate_inputs
+
+
+def _refuse_address(connection: HTTPConnection) -> None:
+    """For all routes: `file=https://…` is Gradio's way to have the server fetch something for a browser."""
+    if any(is_http_url_like(value) for value in connection.path_params.values()):
+        raise HTTPException(403, ADDRESS)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -70,12 +71,20 @@ class SessionStore:
     Args:
         root: folder in which each session gets one.
         clock: seconds that only grow.
+        cache: Gradio's folder, whose leftovers go with the sessions' time; None: there is none.
     """
 
-    def __init__(self, root: Path, limits: Limits = LIMITS, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        root: Path,
+        limits: Limits = LIMITS,
+        clock: Callable[[], float] = time.monotonic,
+        cache: Path | None = None,
+    ) -> None:
         self.root = root
         self.limits = limits
         self.clock = clock
+        self.cache = cache
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -103,12 +112,18 @@ class SessionStore:
         return session
 
     def close(self, key: str | None) -> None:
-        """Forget a session, its photo and its files."""
+        """Forget a session, its photo and its files; one that is busy stays, for a later sweep."""
         with self._lock:
-            session = self._sessions.pop(key or "", None)
-        if session is not None:
+            session = self._sessions.get(key or "")
+            # Nobody waits here for a model's answer: Gradio calls this in the loop that serves everybody.
+            if session is None or not session.lock.acquire(blocking=False):
+                return
+            del self._sessions[key or ""]
+        try:
             session.sam = session.photo = None
             shutil.rmtree(session.folder, ignore_errors=True)
+        finally:
+            session.lock.release()
 
     def sweep(self) -> None:
         """Close what is idle for too long or too much."""
@@ -119,6 +134,8 @@ class SessionStore:
             gone += [key for key in keys if key not in gone][: max(0, len(keys) - len(gone) - self.limits.sessions)]
         for key in gone:
             self.close(key)
+        if self.cache is not None:
+            _sweep_cache(self.cache, time.time() - self.limits.session_seconds)
 
     def sweep_regularly(self, seconds: float = 60) -> None:
         """`sweep` from time to time, for as long as the process lives."""
@@ -129,3 +146,19 @@ class SessionStore:
                 self.sweep()
 
         threading.Thread(target=run, name="sessions", daemon=True).start()
+
+
+def _sweep_cache(cache: Path, late: float) -> None:
+    """Remove what Gradio's `delete_cache` does not know: files of uploads that broke off, and folders it has emptied.
+
+    Args:
+        late: what was changed since then stays: an upload may still be on its way.
+    """
+    for path in cache.glob("*"):
+        with suppress(OSError):  # gone already, or a folder that holds files
+            if path.stat().st_mtime >= late:
+                continue
+            if path.is_dir():
+                path.rmdir()
+            elif path.name.startswith("tmp"):
+                path.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import anyio
 import httpx
 import numpy as np
 import pytest
+from app_server import running_page
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -22,6 +24,7 @@ import textsam
 from app.asking import everything_options
 from app.limits import LIMITS
 from app.load_test import Person, Visit
+from app.messages import ADDRESS
 from textsam.files.rle import decode_mask
 from textsam.predictor import TextSam
 
@@ -218,6 +221,41 @@ def test_doors_are_closed(page_url: str, page_folder: Path) -> None:
     with Person(page_url) as person, pytest.raises(RuntimeError, match="failed"):
         person.act("photo", "input", stolen, "", "")
     secret.unlink()
+
+
+ADDRESSED = {"path": "http://127.0.0.1:9/cat.jpg", "meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.mark.parametrize("name", ["photo", "another", "words"])
+def test_nothing_is_fetched_for_an_input(page_url: str, name: str) -> None:
+    """Not even for a text box, whose input a program may shape as a file."""
+    events = {"photo": "input", "another": "upload", "words": "submit"}
+    inputs = [ADDRESSED, ""] if name == "words" else [ADDRESSED, "", ""]
+    with Person(page_url) as person:
+        person.act("photo", "input", None, "", "")  # the session's components are other instances from here on
+        with pytest.raises(RuntimeError, match=re.escape(ADDRESS)):
+            person.act(name, events[name], *inputs)
+
+
+@pytest.mark.parametrize("endpoint", ["segment", "generate"])
+def test_nothing_is_fetched_for_a_program(client: Client, page_url: str, endpoint: str) -> None:
+    rest = {"text": "cat"} if endpoint == "segment" else {}
+    with pytest.raises(AppError, match=re.escape(ADDRESS)):
+        client.predict(image=ADDRESSED, **rest, api_name=f"/{endpoint}")
+
+
+@pytest.mark.parametrize("door", ["file=", "file/"])
+def test_nothing_is_fetched_for_a_browser(page_url: str, door: str) -> None:
+    answer = httpx.get(f"{page_url}/gradio_api/{door}http://127.0.0.1:9/cat.jpg")
+    assert (answer.status_code, answer.json()["detail"]) == (403, ADDRESS)
+
+
+def test_terminated_page_leaves_nothing(tmp_path: Path) -> None:
+    with running_page(tmp_path) as url:
+        with Person(url) as person:
+            person.act("photo", "input", person.upload("cat.jpg", CAT.read_bytes()), "", "")
+        assert any(path.is_file() for path in tmp_path.rglob("*"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_everything_is_written_in_one_temporary_folder(page_url: str, page_folder: Path) -> None:

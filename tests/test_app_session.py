@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
+import gradio as gr
 import numpy as np
 import pytest
 import supervision as sv
@@ -18,8 +22,10 @@ from app.actions import BOX, EXCLUDE, INCLUDE
 from app.asking import LOWEST_CONFIDENCE, default_threshold, for_photo, known_words, parse_words
 from app.downloads import FORMATS, write_download
 from app.drawing import draw_view, hex_colour, view_size
+from app.handlers import Handlers
 from app.limits import Limits, open_photo, workers
 from app.lists import mask_list, prompt_list
+from app.messages import GONE
 from app.scene import Found, Point
 from app.session import Session, SessionStore
 from textsam.files.coco import load_coco
@@ -185,6 +191,21 @@ def test_chosen_mask_is_what_clicks_are_about(session: Session) -> None:
     assert session.scene.prompts.points == (Point(300, 150, True),)
 
 
+def test_another_word_keeps_a_correction(session: Session) -> None:
+    actions.ask_words(session, ("cat",), ())
+    actions.click(session, EXCLUDE, 300, 250)
+    corrected = session.scene.current
+    actions.ask_words(session, ("cat",), ())  # the same again: nothing changes
+    assert session.scene.current is corrected
+    actions.ask_words(session, ("cat", "person"), ())
+    assert session.scene.kept == (corrected,)
+    assert corrected in session.scene.rows()
+    assert [entry["text"] for entry in prompt_list(session.scene.prompts)] == ["cat", "person"]  # and no lone dot
+    session.undo()
+    assert session.scene.current is corrected
+    assert session.scene.prompts.points == (Point(300, 250, False),)
+
+
 def test_several_words_with_a_click_take_the_best(session: Session, sam: TextSam, cat_photo: np.ndarray) -> None:
     actions.click(session, INCLUDE, 440, 40)
     actions.ask_words(session, ("cat", "person"), ())
@@ -227,6 +248,29 @@ def test_undo_removal_and_clear(session: Session) -> None:
         session.undo()
     assert session.scene.rows() == []
     assert session.history == []
+
+
+def test_everything_keeps_objects_and_what_was_removed(session: Session) -> None:
+    small = small_object(session)
+    actions.remove_mask(session, small.id)
+    actions.click(session, INCLUDE, 230, 150)
+    before = session.scene
+    actions.ask_everything(session)
+    rows = session.scene.rows()
+    assert before.current in rows
+    assert small not in rows
+    assert {row.origin for row in rows} == {"everything", "object"}
+    assert [entry["text"] for entry in prompt_list(session.scene.prompts)] == ["everything"]
+    taken = rows[0]
+    actions.remove_mask(session, taken.id)
+    actions.ask_everything(session)  # a new question: what it finds in that place is another mask
+    assert [row.mask().tolist() for row in session.scene.rows()] == [row.mask().tolist() for row in rows]
+    for _ in range(3):
+        session.undo()
+    assert session.scene is before
+    session.undo()
+    session.undo()
+    assert session.scene.rows() == [small]
 
 
 @pytest.mark.parametrize("key", ["", "word:9", "point:-1", "point:x", "nothing:1", "box", "brush"])
@@ -377,6 +421,59 @@ def test_store_is_bounded_and_forgets(tmp_path: Path, sam: TextSam) -> None:
     assert list(tmp_path.iterdir()) == []
     assert len(set(keys)) == 4
     assert min(map(len, keys)) >= 32
+
+
+def test_leftovers_in_the_cache_go_with_the_sessions_time(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for folder in ("emptied", "new", "example"):
+        (cache / folder).mkdir(parents=True)
+    files = {name: cache / name for name in ("tmpbroken", "tmpgoingon", "example/cat.jpg")}
+    for file in files.values():
+        file.write_bytes(b"x")
+    for path in (cache / "emptied", cache / "example", files["tmpbroken"], files["example/cat.jpg"]):
+        os.utime(path, (0, time.time() - 101))
+    SessionStore(tmp_path / "sessions", Limits(session_seconds=100), cache=cache).sweep()
+    assert sorted(path.name for path in cache.rglob("*")) == ["cat.jpg", "example", "new", "tmpgoingon"]
+    SessionStore(tmp_path / "sessions", cache=tmp_path / "none").sweep()
+
+
+def test_session_swept_during_its_request_answers_first(
+    sam: TextSam, cat_photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    store = SessionStore(tmp_path, Limits(session_seconds=100), clock=lambda: now[0])
+    handlers = Handlers(sam, store)
+    key = store.create()
+    session = store.get(key)
+    session.open(for_photo(sam, cat_photo), cat_photo, "cat")
+    told: list[str] = []
+    monkeypatch.setattr(gr, "Warning", lambda text, *_, **__: told.append(text))
+
+    def sweep() -> None:
+        """As the thread that sweeps, and the loop that may not wait."""
+        thread = Thread(target=store.sweep, daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+
+    def slow(*_: object) -> None:
+        now[0] = 200
+        sweep()
+
+    monkeypatch.setattr(actions, "ask_everything", slow)
+    shown = handlers.everything(key, progress=lambda *_, **__: None)
+    assert (session.folder / Path(shown[0]).name).exists()
+    assert told == []
+    get = store.get
+    monkeypatch.setattr(store, "get", lambda key: session)  # who asked before the sweep, and comes to the lock after it
+    sweep()
+    assert get(key) is None
+    assert not session.folder.exists()
+    handlers.undo(key)
+    assert handlers.download(key, "Overlay") is None
+    assert handlers.download_collection(key) is None
+    assert handlers.collect(key, "cat") == "Nothing collected yet."
+    assert told == [GONE] * 4
 
 
 def test_photos_of_sessions_do_not_mix(sam: TextSam, store: SessionStore, cat_photo: np.ndarray) -> None:
