@@ -14,20 +14,23 @@ import gradio as gr
 import numpy as np
 
 from app.asking import everything_options, for_photo, parse_words
+from app.components import extended
 from app.limits import LIMITS, open_photo
 from app.messages import sentence
 from textsam.files.export import draw_overlay, image_record
 from textsam.predictor import TextSam
 
 
-def photo_file(**options: Any) -> gr.Image:
-    """An image component that hands over the file as it came: reading it, and saying what is wrong, is the page's.
+def _path(self: gr.Image, payload: Any) -> str | None:
+    return None if payload is None or not payload.path else payload.path
 
-    The instance is changed, because Gradio writes a file beside the source of every class that extends a component.
-    """
-    component = gr.Image(type="filepath", **options)
-    component.preprocess = lambda payload: None if payload is None or not payload.path else payload.path
-    return component
+
+_PhotoFile = extended(gr.Image, preprocess=_path)
+
+
+def photo_file(**options: Any) -> gr.Image:
+    """An image component that hands over the file as it came: reading it, and saying what is wrong, is the page's."""
+    return _PhotoFile(type="filepath", **options)
 
 
 def number_lists(**options: Any) -> gr.JSON:

@@ -23,6 +23,7 @@ def private_folder() -> Path:
     """A temporary folder of this process for everything that is written; Gradio reads its place when it is imported."""
     folder = Path(tempfile.mkdtemp(prefix="textsam-app-"))
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "cache")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
     return folder
 
 
