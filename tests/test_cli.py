@@ -1,6 +1,8 @@
 """The command line, with a small random model on disk: what it writes, what it skips, how it fails."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,15 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import supervision as sv
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import textsam
 from textsam.commands.cli import app
-from textsam.commands.options import parse_boxes, parse_names, parse_points
+from textsam.commands.options import parse_boxes, parse_names, parse_points, read_mask
 from textsam.files.rle import decode_mask
-from textsam.files.runs import output_names, run_images
+from textsam.files.runs import output_names, run_images, weights_identity
+from textsam.predictor import TextSam
 
 
 @pytest.fixture
@@ -83,6 +88,27 @@ def test_points_labels_and_mask(run: Callable, photo: Path, tiny_folder: Path) -
     )
     assert len(expected) == 3
     np.testing.assert_array_equal(masks_of(annotations(Path("out"))), expected.mask)
+
+
+def test_mask_on_transparent_ground(in_tmp: Path) -> None:
+    """Light and not transparent is the object, and the ground is not, whichever colour lies hidden there."""
+    pixels = np.zeros((1, 4, 4), np.uint8)
+    pixels[0] = [[255, 255, 255, 255], [255, 255, 255, 0], [0, 0, 0, 255], [0, 0, 0, 0]]
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(pixels).save("cut.png", exif=exif)
+    np.testing.assert_array_equal(read_mask(Path("cut.png")), [[False, False, False, True]])
+
+
+def test_an_object_without_pixels_is_none(run: Callable, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = np.zeros((2, 150, 226), bool)
+    masks[1, 10:20, 30:40] = True
+    found = sv.Detections(xyxy=sv.mask_to_xyxy(masks).astype(np.float32), mask=masks)
+    monkeypatch.setattr(TextSam, "predict", lambda *_, **__: found)
+    result = run("segment", photo, "--box", "10,10,10,10", "--box", "30,10,40,20", "--format", "yolo")
+    assert [(a["id"], a["area"]) for a in annotations(Path("out"))["annotations"]] == [(1, 100)]
+    assert "1 object in 1 picture" in result.output
+    assert len(Path("out/dataset/labels/cat.txt").read_text().splitlines()) == 1
 
 
 def test_words(run: Callable, photo: Path, tiny_folder: Path) -> None:
@@ -163,9 +189,60 @@ def test_folder_resumes(run: Callable, folder: Path) -> None:
     assert first["annotations"][1]["segmentation"] == annotations(Path("result"))["annotations"][1]["segmentation"]
 
 
-def test_interrupted_run_resumes(folder: Path) -> None:
-    import supervision as sv
+def test_what_is_of_no_run_is_not_replaced(run: Callable, folder: Path) -> None:
+    arguments = ["segment", folder, "--box", "10,10,60,60", "--out", "own", "--format", "coco"]
+    for place in ("own/annotations.json", "own/dataset/data.yaml", "own/masks/a/000.png", "own/overlays/c.png"):
+        Path(place).parent.mkdir(parents=True)
+        Path(place).write_text("mine")
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert "is of no earlier run: give another --out, or --overwrite" in result.stderr
+        assert [path for path in Path("own").rglob("*") if path.is_file()] == [Path(place)]
+        shutil.rmtree("own")
+    Path("own/masks/a").mkdir(parents=True)
+    assert "3 pictures, 1 failed" in run(*arguments, "--overwrite").stdout
+    assert "3 done before" in run(*arguments).stdout
 
+
+def change_a_weight(path: str) -> None:
+    weights = load_file(path)
+    next(value for value in weights.values() if value.is_floating_point()).add_(0.5)
+    save_file(weights, path)
+
+
+def test_other_weights_in_the_same_place_are_other_results(
+    photo: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_folder, "model")
+    words = ["segment", str(photo), "--box", "10,10,60,60", "--model", "model", "--device", "cpu"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert "1 done before" in CliRunner().invoke(app, words).stdout
+    os.utime("model/model.safetensors", ns=(1, 1))  # as a copy on another machine
+    assert "1 done before" in CliRunner().invoke(app, words).stdout
+    change_a_weight("model/model.safetensors")
+    assert "done before" not in CliRunner().invoke(app, words).stdout
+    before = weights_identity("model"), weights_identity(None), weights_identity("textsam-tiny-ocr")
+    change_a_weight("model/text_encoder/model.safetensors")
+    monkeypatch.setattr("textsam.__version__", "next")
+    now = weights_identity("model"), weights_identity(None), weights_identity("textsam-tiny-ocr")
+    assert all(one != other for one, other in zip(before, now, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["yolo", "voc"])
+def test_odd_file_names(kind: str, run: Callable, photo: Path) -> None:
+    """A name that is not UTF-8, on which OpenCV would crash, and one as long as file systems allow."""
+    Path("photos").mkdir()
+    names = [os.fsdecode(b"caf\xe9.png"), "x" * 251 + ".png"]
+    for name in names:
+        shutil.copy(photo, Path("photos") / name)
+    arguments = ["segment", "photos", "--text", "cat", "--box", "10,10,120,100", "--format", kind]
+    assert run(*arguments).exit_code == 0
+    assert {image["file_name"] for image in annotations(Path("out"))["images"]} >= set(names[1:])
+    assert len(list(Path("out/dataset/images").iterdir())) == 2
+    assert "2 done before" in run(*arguments).stdout
+
+
+def test_interrupted_run_resumes(folder: Path) -> None:
     done: list[tuple] = []
 
     def segment(image: np.ndarray) -> sv.Detections:
@@ -187,8 +264,6 @@ def test_interrupted_run_resumes(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])
 def test_dataset_formats(kind: str, run: Callable, photo: Path) -> None:
-    import supervision as sv
-
     assert run("segment", photo, "--text", "cat", "--box", "10,10,120,100", "--format", kind).exit_code == 0
     images, dataset = "out/dataset/images", Path("out/dataset")
     loaded = {
@@ -236,6 +311,9 @@ FAILURES = {
     "box nan": (["--box", "nan,50,60,70"], "cat.png"),
     "mask missing": (["--mask", "nothing.png"], "nothing.png"),
     "mask of another size": (["--mask", "small.png"], "cat.png"),
+    "mask of labels": (["--mask", "labels.png"], "labels.png is dark everywhere"),
+    "mask without ground": (["--mask", "white.png"], "white.png is light everywhere"),
+    "mask all transparent": (["--mask", "clear.png"], "clear.png is dark everywhere"),
     "mask not an array": (["--mask", "text.npy"], "text.npy"),
     "no such device": (["--box", "1,1,9,9", "--device", "abacus"], "abacus"),
 }
@@ -243,8 +321,11 @@ FAILURES = {
 
 @pytest.mark.parametrize("case", FAILURES)
 def test_failure_is_exit_code_1_and_one_line(case: str, run: Callable, photo: Path, tiny_folder: Path) -> None:
-    Image.new("L", (4, 4), 255).save("small.png")
+    Image.fromarray(np.array([[0, 255]], np.uint8)).save("small.png")
+    Image.fromarray(np.array([[0, 1]], np.uint8)).save("labels.png")
+    Image.new("L", (226, 150), 255).save("white.png")
     Path("text.npy").write_text("hello")
+    Image.new("RGBA", (226, 150), (255, 255, 255, 0)).save("clear.png")
     arguments, message = FAILURES[case]
     words = ["segment", str(photo), "--model", str(tiny_folder), "--device", "cpu", *arguments]
     result = CliRunner().invoke(app, words)
@@ -326,6 +407,10 @@ def test_evaluate(run: Callable, folder: Path) -> None:
 def test_output_names() -> None:
     paths = [Path(name) for name in ("a.png", "a.jpg", "b.png", "a_jpg.png", "B.jpg")]
     assert output_names(paths) == ["a_png", "a_jpg", "b", "a_jpg_", "B_"]
+    assert output_names([Path("caf\udce9.png"), Path("caf_.png")]) == ["caf_", "caf__"]
+    long = output_names([Path("ж" * 125 + end + ".png") for end in "ab"])
+    assert len(set(long)) == 2
+    assert all(len(name.encode()) < 200 for name in long)
 
 
 def test_parsers() -> None:

@@ -86,6 +86,16 @@ def test_coco_document_loads_in_pycocotools(picture: np.ndarray, tmp_path: Path)
     assert len(results.getAnnIds()) == 3
 
 
+def test_coco_document_without_masks_without_pixels(picture: np.ndarray) -> None:
+    found = detections()
+    found.mask[1] = False
+    records = [image_record(name, picture, found) for name in ("a.jpg", "b.jpg")]
+    annotations = coco_document(records, ["cat", "hot dog"])["annotations"]
+    ids = [(annotation["id"], annotation["image_id"], annotation["category_id"]) for annotation in annotations]
+    assert ids == [(1, 1, 2), (2, 1, 2), (3, 2, 2), (4, 2, 2)]
+    assert all(annotation["area"] > 0 for annotation in annotations)
+
+
 def test_empty_and_unnamed(picture: np.ndarray) -> None:
     assert image_record("a.png", picture, sv.Detections.empty()).annotations == []
     bare = sv.Detections(xyxy=np.array([[10, 10, 49, 39]], np.float32), mask=masks()[:1])
@@ -252,5 +262,22 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="disk full"):
         fail()
+    assert [p.name for p in folder.iterdir()] == ["good"]
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_failed_last_step_brings_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, rename = tmp_path / "set", Path.rename
+    folder.mkdir()
+    (folder / "good").write_text("1")
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError("gone")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="gone"), folder_written_atomically(folder):
+        pass
     assert [p.name for p in folder.iterdir()] == ["good"]
     assert [p.name for p in tmp_path.iterdir()] == ["set"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from textsam.files.images import IMAGE_SUFFIXES, list_images, read_image
+from textsam.files.images import IMAGE_SUFFIXES, list_images, read_image, upright
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
@@ -97,6 +97,28 @@ def test_good_files(case: str, form: str, tmp_path: Path) -> None:
         image = read_image({"path": path, "str": str(path), "bytes": data, "file": io.BytesIO(data)}[form])
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, np.array(expected, np.uint8))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation(orientation: int) -> None:
+    pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 14
+    turned = {2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1]}
+    flipped = pixels.transpose(1, 0, 2)
+    turned |= {5: flipped, 6: flipped[:, ::-1], 7: flipped[::-1, ::-1], 8: flipped[::-1]}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for kind in ("PNG", "TIFF"):
+        data = encode(Image.fromarray(pixels), kind, exif=exif)
+        np.testing.assert_array_equal(read_image(data), turned.get(orientation, pixels))
+        with Image.open(io.BytesIO(data)) as opened:
+            np.testing.assert_array_equal(np.asarray(upright(opened)), turned.get(orientation, pixels))
+
+
+def test_exif_that_cannot_be_written_anew() -> None:
+    """Orientation 6, and the camera's make as a float, which is a text."""
+    tags = struct.pack("<HHIHHHHIf", 0x0112, 3, 1, 6, 0, 0x010F, 11, 1, 0.5)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + tags + bytes(4)
+    assert read_image(encode(Image.new("RGB", (16, 8)), "JPEG", exif=exif)).shape == (16, 8, 3)
 
 
 def test_jpeg_cmyk_is_not_inverted(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 import io
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import supervision as sv
 from PIL import Image
 from pycocotools.coco import COCO
 from typer.testing import CliRunner, Result
@@ -17,7 +20,7 @@ from textsam.commands.cli import app
 from textsam.files.rle import decode_mask
 from textsam.labelling.engines import run_local
 from textsam.labelling.shards import RunFolder
-from textsam.labelling.sources import PictureReader, list_pictures
+from textsam.labelling.sources import PictureReader, Reference, list_pictures
 from textsam.labelling.step import LabelSettings
 from textsam.language.queries import QueryList
 from textsam.queries import find_queries
@@ -120,27 +123,120 @@ def test_sources_give_the_same_pictures(photos: Path) -> None:
         ("nowhere", "no file or folder nowhere"),
         ("empty", "No pictures in empty"),
         ("words.parquet", "has no column of image bytes, but word"),
+        ("hash.parquet", "Row 0, column 'hash': the bytes given"),
+        ("numbers.json", "expected a file_name of each image as text, got 7"),
     ],
 )
 def test_sources_without_pictures(in_tmp: Path, source: str, message: str) -> None:
     Path("empty").mkdir()
+    pq.write_table(pa.table({"hash": [b"\0\1"]}), "hash.parquet")
+    Path("numbers.json").write_text(json.dumps({"images": [{"id": 1, "file_name": 7}]}))
     pq.write_table(pa.table({"word": ["cat"]}), "words.parquet")
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         PictureReader().read(list_pictures(source)[0])
 
 
-def test_a_second_run_adds_what_is_new_and_refuses_other_classes(photos: Path, tiny_folder: Path) -> None:
+@pytest.mark.parametrize("name", ["Photo", "struct"])
+def test_the_column_of_pictures_is_told_from_other_bytes(in_tmp: Path, name: str) -> None:
+    data = png(pixels(1))
+    column = pa.array([data]) if name == "Photo" else pa.array([{"bytes": data}])
+    pq.write_table(pa.table({"hash": [b"\0\1"], name: column}), "table.parquet")
+    np.testing.assert_array_equal(PictureReader().read(list_pictures("table.parquet")[0]), pixels(1))
+
+
+def test_brackets_in_a_name_are_part_of_it(in_tmp: Path) -> None:
+    for name in ("Trip [2023]/cat[1].png", "Trip [2023]/dog.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(png(pixels(1)))
+    assert [r.key for r in list_pictures("Trip [2023]")] == ["cat[1].png", "dog.png"]
+    assert [r.key for r in list_pictures("Trip [2023]/cat[1].png")] == ["cat[1].png"]
+    assert [r.key for r in list_pictures("Trip*/[a-d]og.png")] == ["Trip [2023]/dog.png"]
+
+
+def test_a_list_may_begin_with_a_mark(in_tmp: Path) -> None:
+    Path("list.txt").write_text("a.png\nb.png\n", "utf-8-sig")
+    assert [reference.key for reference in list_pictures("list.txt")] == ["a.png", "b.png"]
+
+
+def test_web_addresses_name_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(ImportError, match=r'aiohttp: pip install "textsam\[label\]"'):
+        PictureReader().read(Reference("a", "https://example.org/a.png"))
+
+
+def test_a_run_does_not_label_its_own_tables(photos: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    Path("classes.txt").write_text(CLASSES)
+    for out in ("labels", ".", "labels", "."):
+        label(tiny_folder, ".", "--out", out)
+        names = sorted(row["key"].split("/")[-1] for row in rows(out))
+        assert names == [*(f"{number}.png" for number in range(7)), "broken.jpg"]
+
+
+def test_a_name_that_is_not_utf8_stops_nothing(photos: Path, tiny_folder: Path) -> None:
+    (photos / os.fsdecode(b"caf\xe9.png")).write_bytes(png(pixels(1)))
+    result = label(tiny_folder, photos, "--out", "out")
+    assert "in 7 pictures" in result.output
+    assert "caf\\udce9.png is not UTF-8: rename the file" in result.output
+
+
+def test_pictures_of_another_source_are_refused(photos: Path, tiny_folder: Path) -> None:
+    label(tiny_folder, photos, "--out", "out")
+    (photos.parent / "others").mkdir()
+    (photos.parent / "others" / "0.png").write_bytes(png(pixels(9)))
+    result = label(tiny_folder, "others", "--out", "out")
+    assert result.exit_code == 1
+    assert "out holds 0.png of " in result.output
+    assert len(rows("out")) == 8
+    Path("own").mkdir()
+    Path("own/annotations.json").write_text("mine")
+    assert "is of no earlier run" in label(tiny_folder, photos, "--out", "own").output
+    assert [path.name for path in Path("own").iterdir()] == ["annotations.json"]
+
+
+def test_an_object_without_pixels_is_none(photos: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = np.zeros((2, 40, 56), bool)
+    masks[1, 10:20, 10:20] = True
+    found = sv.Detections(xyxy=sv.mask_to_xyxy(masks).astype(np.float32), mask=masks)
+    found.data["class_name"] = np.array(["cat", "cat"])
+    monkeypatch.setattr("textsam.queries.find_queries", lambda *_, **__: found)
+    result = label(tiny_folder, photos / "0.png", "--out", "out")
+    assert "1 object in 1 picture" in result.output
+    assert [a["area"] for a in json.loads(Path("out/annotations.json").read_text())["annotations"]] == [100]
+
+
+def test_a_repaired_picture_is_labelled(photos: Path, tiny_folder: Path) -> None:
     label(tiny_folder, photos, "--out", "out", "--shard-size", 3)
-    before = {path: path.stat().st_mtime_ns for path in Path("out/shards").iterdir()}
+    before = rows("out")
+    (photos / "broken.jpg").write_bytes(png(pixels(20)))
+    result = label(tiny_folder, photos, "--out", "out", "--shard-size", 3)
+    assert result.exit_code == 0, result.output
+    assert "7 done before" in result.output
+    assert "in 8 pictures" in result.output
+    number = next(i for i, row in enumerate(before) if row["error"] is not None)
+    now = rows("out")
+    assert now[number]["error"] is None
+    assert now[number]["width"] == 56
+    assert [*now[:number], *now[number + 1 :]] == [*before[:number], *before[number + 1 :]]
+
+
+def test_a_second_run_adds_what_is_new_and_refuses_other_classes(
+    photos: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label(tiny_folder, photos, "--out", "out", "--shard-size", 3)
+    broken = RunFolder("out").shard_path(next(i for i in range(3) if not RunFolder("out").is_done(i)))
+    before = {path: path.stat().st_mtime_ns for path in Path("out/shards").iterdir() if path != broken}
     (photos / "0-new.png").write_bytes(png(pixels(20)))
     result = label(tiny_folder, photos, "--out", "out", "--shard-size", 3)
-    assert "8 done before" in result.output
+    assert "7 done before" in result.output
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     assert sorted(row["key"] for row in rows("out")) == sorted(r.key for r in list_pictures("photos"))
     Path("classes.txt").write_text("cat\n")
     result = label(tiny_folder, photos, "--out", "out")
     assert result.exit_code == 1
     assert "begun with another classes" in result.output
+    monkeypatch.setattr("textsam.labelling.step.weights_identity", lambda *names: "others")
+    assert "begun with another classes, weights" in label(tiny_folder, photos, "--out", "out").output
 
 
 def test_stopped_and_started_again_loses_and_doubles_nothing(photos: Path, tiny_folder: Path) -> None:

@@ -20,6 +20,7 @@ from textsam.commands.cli import app
 from textsam.evaluation.ocr_truth import load_text_dataset
 from textsam.files.text_export import coco_of_regions, icdar_lines, read_icdar, write_icdar
 from textsam.files.text_runs import region_rows, run_crops
+from textsam.labelling.step import Labeller, LabelSettings
 from textsam.predictor import TextSam
 from textsam.text_regions.cutouts import clean_plate, glyph_cutouts, plate_mask, soft_alpha
 from textsam.text_regions.options import TextReadingOptions
@@ -218,6 +219,34 @@ def test_a_run_writes_everything_and_goes_on_where_it_stopped(tmp_path: Path, ca
     assert len(calls) == 2
 
 
+def test_a_picture_whose_files_are_gone_is_done_again(tmp_path: Path, caption: Any) -> None:
+    picture, regions, logits, _ = caption
+    Image.fromarray(picture).save(tmp_path / "one.png")
+    out = tmp_path / "out"
+
+    def run() -> int:
+        return run_crops([tmp_path / "one.png"], out, lambda image: (regions, logits), settings={}, plate=True).skipped
+
+    assert (run(), run()) == (0, 1)
+    for name in ("crops/one/000.png", "glyphs/one/000.png", "plate_masks/one.png", "plates/one.png", "icdar/one.txt"):
+        (out / name).unlink()
+        assert (run(), run()) == (0, 1), name
+
+
+@pytest.mark.parametrize("name", ["annotations.json", "crops/one/mine", "glyphs/one/mine", "icdar/one.txt"])
+def test_what_is_of_no_run_is_not_replaced(tmp_path: Path, caption: Any, name: str) -> None:
+    picture, regions, logits, _ = caption
+    Image.fromarray(picture).save(tmp_path / "one.png")
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    arguments = [[tmp_path / "one.png"], tmp_path / "out", lambda image: (regions, logits)]
+    with pytest.raises(FileExistsError, match="is of no earlier run"):
+        run_crops(*arguments, settings={})
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
+    assert len(run_crops(*arguments, settings={}, overwrite=True).records) == 1
+
+
 def test_a_model_without_ink_writes_no_glyphs(tmp_path: Path, caption: Any) -> None:
     picture, regions, _, _ = caption
     Image.fromarray(picture).save(tmp_path / "one.png")
@@ -282,13 +311,28 @@ def test_crops_command(run: Callable, photo: Path, text_folder: Path) -> None:
     )
 
 
-def test_segment_command_asks_for_a_level(run: Callable, photo: Path, text_folder: Path) -> None:
-    result = run("segment", photo, "--text", "text stroke", "--threshold", 0)
+@pytest.mark.parametrize("text", ["text stroke", "Text stroke"])
+def test_segment_command_asks_for_a_level(run: Callable, photo: Path, text_folder: Path, text: str) -> None:
+    result = run("segment", photo, "--text", text, "--threshold", 0)
     assert result.exit_code == 0, result.output
     document = json.loads(Path("out/annotations.json").read_text())
     expected = textsam.load(text_folder, device="cpu").predict(photo, text="text stroke", threshold=0.0)
     assert len(document["annotations"]) == len(expected) > 0
-    assert document["categories"] == [{"id": 1, "name": "text stroke"}]
+    assert document["categories"] == [{"id": 1, "name": text}]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("word\ncat\n", "ask for them one after the other"),
+        ("word\n!cat\n", "Expected no negative words with levels of written text, got 'cat'"),
+        ("words = text block\n", "not 'text block'"),
+    ],
+)
+def test_classes_that_a_reader_cannot_be_asked_for(text_folder: Path, in_tmp: Path, classes: str, message: str) -> None:
+    """Found before the first picture, not once for each."""
+    with pytest.raises(ValueError, match=message):
+        Labeller(LabelSettings(tuple(classes.splitlines()), model=str(text_folder), device="cpu"))
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,10 @@ from textsam.text_regions.levels import TextRegionConfig
 from textsam.text_regions.maps import TileAnswer, model_reader
 from textsam.text_regions.options import TextReadingOptions
 from textsam.text_regions.quads import polygon_iou
+from textsam.text_regions.read import read_text_regions
 from textsam.text_regions.reading import read_levels
 from textsam.text_regions.regions import TextRegions
+from textsam.tracking import ByteTracking, MaskTracking
 
 ONE_SCALE = TextReadingOptions(overlap=32, zoom=1.0, min_scale=1.0)
 
@@ -235,7 +237,8 @@ def test_predict_reads_levels_by_tiles(sam: TextSam, cat_photo: np.ndarray) -> N
     expected, _ = sam.text_reader.read(photo, ["word", "text"])
     assert len(found) == len(expected["word"]) + len(expected["text"]) > 1
     np.testing.assert_array_equal(found.data["quad"][: len(expected["word"])], expected["word"].quads)
-    assert set(found.data["class_name"]) == {"word", "text"}
+    assert set(found.data["class_name"]) == {"word", "Text"}  # as it was asked
+    assert set(found.data["level"]) == {"word", "text"}
     assert found.mask.shape == (len(found), 100, 150)
     sam.set_image(photo)
     again = sam.predict(text=["word", "text"])
@@ -245,6 +248,40 @@ def test_predict_reads_levels_by_tiles(sam: TextSam, cat_photo: np.ndarray) -> N
         batch[0].data["quad"], sam.predict(photo, ["word", "text"], threshold=0.0).data["quad"]
     )
     assert "quad" not in batch[1].data
+
+
+def test_levels_without_text_keep_axes_and_keys(sam: TextSam, cat_photo: np.ndarray) -> None:
+    photo = cat_photo[:100, :150]
+    one, two = (sam.predict(photo, text=levels, threshold=1.0) for levels in ("word", ["word", "text"]))
+    assert one.mask.shape == two.mask.shape == (0, 100, 150)
+    assert sorted(one.data) == sorted(two.data)
+    assert len(find_queries(sam, photo, QueryList.parse(["writing = word @ 1", "area = text @ 1"]))) == 0
+
+
+def test_read_text_regions_takes_a_level_in_any_case(sam: TextSam, cat_photo: np.ndarray) -> None:
+    photo = cat_photo[:100, :150]
+    found, expected = (read_text_regions(sam, photo, level) for level in ("Text Line", "text line"))
+    np.testing.assert_array_equal(found.data["quad"], expected.data["quad"])
+    assert len(found) > 0
+
+
+def test_a_video_is_read_as_its_frames(sam: TextSam, cat_photo: np.ndarray) -> None:
+    """By the thresholds of the levels, not that of other words; each level has its own."""
+    photo, levels = cat_photo[:100, :150], ["Word", "Text line"]
+    every = sam.predict(photo, text=levels, threshold=0.0)
+    word, line = (float(np.median(every.confidence[every.class_id == i])) - 1e-6 for i in (0, 1))  # beside rounding
+    reader = sam.text_reader
+    reader.options = dataclasses.replace(reader.options, word_score=word, min_score=line)
+    found, expected = ByteTracking(sam, levels)(photo), sam.predict(photo, text=levels)
+    assert 0 < len(expected) < len(every)
+    assert sorted(found.confidence) == sorted(expected.confidence)
+    assert sorted(found.data["class_name"]) == sorted(expected.data["class_name"])
+    assert set(found.data["class_name"]) == set(levels)
+
+
+def test_masks_do_not_follow_levels(sam: TextSam) -> None:
+    with pytest.raises(ValueError, match=r"got 'word', a level of written text, .* use ByteTracking"):
+        MaskTracking(sam, ["Word"])
 
 
 def test_ink_is_redrawn_at_full_resolution(cat_photo: np.ndarray) -> None:

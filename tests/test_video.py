@@ -98,6 +98,20 @@ def test_frames_times_and_sound(tmp_path: Path, suffix: str) -> None:
     assert not read_facts(tmp_path / "mute.mp4").has_sound
 
 
+@pytest.mark.parametrize(
+    ("name", "out"), [("in.mp4", "out.avi"), ("in.avi", "out.mp4"), ("in.avi", "out.avi"), ("in.h264", "out.mp4")]
+)
+def test_frames_stay_in_order_where_a_file_does_not_say_their_times(tmp_path: Path, name: str, out: str) -> None:
+    if name == "in.h264" and CODEC != "libx264":
+        pytest.skip("this PyAV cannot encode H.264")
+    brighter = [np.full((64, 96, 3), 20 * step + 10, np.uint8) for step in range(12)]
+    source = write_video(tmp_path / name, brighter)
+    assert rewrite_video(source, tmp_path / out, lambda frame: frame) == 12
+    times, frames = decoded(tmp_path / out)
+    assert (np.diff(times) > 0).all()
+    np.testing.assert_allclose([frame.mean() for frame in frames], [frame.mean() for frame in brighter], atol=4)
+
+
 def test_odd_sides_are_filled_up(tmp_path: Path) -> None:
     source = write_video(tmp_path / "in.mp4", squares())
     rewrite_video(source, tmp_path / "out.mp4", lambda frame: frame[:63, :95])
@@ -196,6 +210,48 @@ def test_what_comes_later_gets_the_next_number(tracking) -> None:
     assert dict(zip(found[-1].data["class_name"], found[-1].tracker_id, strict=True)) == {"red": 1, "blue": 2}
     if tracking is MaskTracking:
         assert sam.asked == 3  # of six frames
+
+
+def test_masks_follow_nothing_until_something_is_found() -> None:
+    tracker = MaskTracking(Colours(), ["red", "blue"], threshold=0.5, ask_every=3)
+    frames = squares()
+    for frame in frames[:3]:
+        frame[:] = 128
+    found = [tracker(frame) for frame in frames]
+    assert [len(each) for each in found] == [0, 0, 0, 2, 2, 2]
+    assert all(each.mask.shape[1:] == (64, 96) for each in found)
+    assert [each.tracker_id.tolist() for each in found[2:4]] == [[], [1, 2]]
+
+
+class Unnamed(Colours):
+    """As a model whose text prompt was not trained: what is followed has no presence. It can overlook things."""
+
+    overlooked: str | None = None
+
+    def predict(self, image=None, text=None, mask_input=None, **rest):
+        found = super().predict(image, text, mask_input, **rest)
+        if mask_input is not None:
+            return found
+        found.data["presence"] = found.confidence
+        return found[found.data["class_name"] != self.overlooked]
+
+
+def test_masks_go_on_where_asking_overlooks_something() -> None:
+    sam = Unnamed()
+    tracker = MaskTracking(sam, ["red", "blue"], threshold=0.5, ask_every=1)
+    first, second = squares(2)
+    assert tracker(first).tracker_id.tolist() == [1, 2]
+    sam.overlooked = "red"
+    found = tracker(second)
+    assert dict(zip(found.data["class_name"], found.tracker_id, strict=True)) == {"red": 1, "blue": 2}
+    assert sorted(found.data) == ["class_name", "predicted_iou"]
+
+
+def test_a_slow_video_may_miss_an_object_once() -> None:
+    tracker = ByteTracking(Colours(), ["red", "blue"], frame_rate=0.5, threshold=0.5)
+    frames = squares(4)
+    frames[2][:] = 128
+    assert [sorted(tracker(frame).tracker_id.tolist()) for frame in frames] == [[1, 2], [1, 2], [], [1, 2]]
 
 
 def test_nothing_faint_begins_a_track() -> None:
@@ -310,3 +366,13 @@ def test_command(track: str, in_tmp: Path, cat_photo: np.ndarray) -> None:
         refused = CliRunner().invoke(app, [*words[:4], "--out", "new.mp4", "--records", wrong, "--overwrite"])
         assert refused.exit_code == 2
         assert "one of the videos" in refused.output
+
+
+def test_command_keeps_the_records_where_there_is_no_folder(in_tmp: Path) -> None:
+    write_video(Path("in.mp4"), squares())
+    Path("frames.jsonl").write_text("of a long run")
+    words = ["video", "in.mp4", "--text", "cat", "--out", "deep/out.mp4", "--records", "frames.jsonl", "--overwrite"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "There is no folder deep for out.mp4" in " ".join(result.output.replace("│", " ").split())
+    assert Path("frames.jsonl").read_text() == "of a long run"

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 # Detections of at least this share of the threshold may continue a track, but not start one.
 CONTINUES = 0.5
 
+# ByteTrack remembers a lost object for a second. Slower videos count as of this many frames per second, so that an
+# object may be missed once.
+SLOWEST = 2.0
+
 
 class Tracker(Protocol):
     """One video; frames are given in order."""
@@ -59,26 +63,25 @@ class ByteTracking:
         except ImportError as error:
             raise ImportError('ByteTrack needs trackers: pip install "textsam[video]", or track by masks.') from error
         self.sam, self.texts, self.negative_texts = sam, list(texts), list(negative_texts) or None
-        self.threshold = _threshold(sam, threshold)
-        only_sure = threshold is None and sam.network.config.text_trained
+        self.thresholds = _thresholds(sam, self.texts, threshold)
+        only_sure = threshold is None and sam.network.config.text_trained and not _levels(sam, self.texts)
         self.share_of_best = sam.text_options.share_of_best if only_sure else 0.0
         self._trackers = [
             ByteTrackTracker(
-                frame_rate=frame_rate,
-                track_activation_threshold=self.threshold,
-                high_conf_det_threshold=self.threshold,
+                frame_rate=max(frame_rate, SLOWEST),
+                track_activation_threshold=least,
+                high_conf_det_threshold=least,
                 minimum_consecutive_frames=1,
             )
-            for _ in self.texts
+            for least in self.thresholds
         ]
         self._given = 0
 
     def __call__(self, frame: RgbImage) -> sv.Detections:
-        return self._number(
-            self.sam.predict(
-                frame, text=self.texts, negative_text=self.negative_texts, threshold=CONTINUES * self.threshold
-            )
-        )
+        lowest = CONTINUES * min(self.thresholds, default=0.0)
+        found = self.sam.predict(frame, text=self.texts, negative_text=self.negative_texts, threshold=lowest)
+        enough = CONTINUES * np.array(self.thresholds)
+        return self._number(found[found.confidence >= enough[found.class_id]])
 
     def replay(self, found: sv.Detections) -> None:
         """The boxes that belonged to a track are all that the trackers remember of a frame."""
@@ -90,7 +93,8 @@ class ByteTracking:
     def _number(self, found: Any) -> Any:
         import supervision as sv
 
-        parts = [self._update(tracker, found[found.class_id == i]) for i, tracker in enumerate(self._trackers)]
+        asked = enumerate(zip(self._trackers, self.thresholds, strict=True))
+        parts = [self._update(tracker, least, found[found.class_id == i]) for i, (tracker, least) in asked]
         parts = [part for part in parts if len(part)]
         if parts:
             return sv.Detections.merge(parts)
@@ -98,18 +102,18 @@ class ByteTracking:
         none.tracker_id = np.zeros(0, np.int64)
         return none
 
-    def _update(self, tracker: Any, found: Any) -> Any:
+    def _update(self, tracker: Any, least: float, found: Any) -> Any:
         """The detections that belong to a track. A new one has its number at once, not from its second frame on.
 
         What `TextSam.predict` leaves out as faint may continue a track, too, but not start one.
         """
         faint = found.confidence < self.share_of_best * found.confidence.max(initial=0)
         found.data["own_confidence"] = found.confidence
-        found.confidence = np.where(faint, np.minimum(found.confidence, self.threshold - 1e-6), found.confidence)
+        found.confidence = np.where(faint, np.minimum(found.confidence, least - 1e-6), found.confidence)
         updated = tracker.update(found)
         if not len(updated):
             return updated
-        new = np.flatnonzero((updated.tracker_id == -1) & (updated.confidence >= self.threshold))
+        new = np.flatnonzero((updated.tracker_id == -1) & (updated.confidence >= least))
         # In the order in which the tracker came upon the detections that began them.
         begun = [track for track in tracker.tracks if track.tracker_id == -1]
         for row, track in zip(new, begun, strict=True):
@@ -126,6 +130,8 @@ class MaskTracking:
         texts, threshold, negative_texts: as `ByteTracking`.
         ask_every: frames from one asking for the words, which finds new objects, to the next.
         iou_threshold: an object that is asked for is one that is followed when their masks' IoU is at least this.
+    Raises:
+        ValueError: levels of written text, which are read and not asked for with masks; or ask_every below 1.
     """
 
     def __init__(
@@ -140,6 +146,12 @@ class MaskTracking:
     ) -> None:
         if ask_every < 1:
             raise ValueError(f"Expected ask_every of at least 1 frame, got {ask_every}.")
+        levels = _levels(sam, texts)
+        if levels:
+            raise ValueError(
+                f"Expected texts that masks can follow, got {levels[0]!r}, a level of written text, which is read anew "
+                "on every frame: use ByteTracking, or --track bytetrack."
+            )
         self.sam, self.texts, self.negative_texts = sam, list(texts), list(negative_texts) or None
         self.asked_from, self.threshold = threshold, _threshold(sam, threshold)
         self.ask_every, self.iou_threshold = ask_every, iou_threshold
@@ -170,7 +182,7 @@ class MaskTracking:
         """The objects of the last frame in this one, without those that are gone."""
         before = self._followed
         if before is None or not len(before):
-            return None
+            return before
         names = [str(name) for name in before.data["class_name"]]
         masks = before.data.get("low_res_logits", before.mask)
         now = self.sam.predict(text=names, mask_input=masks, return_logits=True)
@@ -194,14 +206,29 @@ class MaskTracking:
         asked.tracker_id[new] = self._given + 1 + np.arange(new.sum())
         self._given += int(new.sum())
         parts = [part for part in (asked, *kept) if len(part)]
-        return sv.Detections.merge([_common(part) for part in parts]) if parts else asked
+        return sv.Detections.merge(_common(parts)) if parts else asked
 
 
-def _common(detections: Any) -> Any:
-    """With the entries of `data` that both ways of asking give."""
+def _common(parts: list[Any]) -> list[Any]:
+    """With the entries of `data` that mean the same in both ways of asking and that all parts have."""
     keys = ("class_name", "predicted_iou", "stability_score", "presence", "low_res_logits")
-    detections.data = {key: detections.data[key] for key in keys if key in detections.data}
-    return detections
+    shared = [key for key in keys if all(key in part.data for part in parts)]
+    for part in parts:
+        part.data = {key: part.data[key] for key in shared}
+    return parts
+
+
+def _levels(sam: TextSam, texts: Sequence[str]) -> list[str]:
+    """The levels of written text among the texts, if this model reads any."""
+    return sam.text_reader.levels_asked(texts) if sam.text_reader is not None else []
+
+
+def _thresholds(sam: TextSam, texts: Sequence[str], threshold: float | None) -> list[float]:
+    """Of each text, the least confidence of a new object; levels of written text have their own."""
+    levels = _levels(sam, texts)
+    if threshold is None and sam.text_reader is not None and levels:
+        return [sam.text_reader.options.least_score(level) for level in levels]
+    return [_threshold(sam, threshold)] * len(texts)
 
 
 def _threshold(sam: TextSam, threshold: float | None) -> float:

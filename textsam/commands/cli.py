@@ -123,6 +123,8 @@ def segment(
 
     Words alone find every instance; points, boxes and masks give one object each, as in SAM, with or without words.
     """
+    from textsam.files.runs import weights_identity
+
     names = parse_names(text, "--text")
     options = geometry(point, box, mask, multimask=multimask)
     if not names and not options:
@@ -135,6 +137,7 @@ def segment(
         sam.use_cache(cache)
     check_words([*names, *(options["negative_text"] or [])], sam)
     settings = {"command": "segment", "model": [model, clip, adapter, str(sam.network.dtype), quantize], **options}
+    settings["weights"] = weights_identity(model, adapter)
     settings["mask_input"] = file_stamp(mask)
 
     def predict(image: RgbImage) -> sv.Detections:
@@ -166,6 +169,8 @@ def generate(
     overwrite: Overwrite = False,
 ) -> None:
     """Segment everything: automatic masks from a grid of points, with SAM's options."""
+    from textsam.files.runs import weights_identity
+
     options = {
         "points_per_side": points_per_side,
         "points_per_batch": points_per_batch,
@@ -182,7 +187,7 @@ def generate(
     }
     paths = pictures(source)
     sam = load(model, device=device, dtype=dtype)
-    settings = {"command": "generate", "model": [model, str(sam.network.dtype)], **options}
+    settings = {"command": "generate", "model": [model, str(sam.network.dtype), weights_identity(model)], **options}
 
     def predict(image: RgbImage) -> sv.Detections:
         return sam.generate(image, **options)
@@ -257,10 +262,12 @@ def crops(
 ) -> None:
     """Cut written text out: upright crops, letters as RGBA, a mask of what to paint over, ICDAR and COCO files."""
     from textsam.commands.ocr import run_crops_command
+    from textsam.files.runs import weights_identity
 
     paths = pictures(source)
     sam = load(model, device=device, dtype=dtype)
-    settings = {"command": "crops", "model": [model, str(sam.network.dtype)], "level": level, "threshold": threshold}
+    identity = [model, str(sam.network.dtype), weights_identity(model)]
+    settings = {"command": "crops", "model": identity, "level": level, "threshold": threshold}
     run_crops_command(
         paths, out, sam, model=model, level=level, threshold=threshold, plate=plate, overwrite=overwrite,
         settings=settings,

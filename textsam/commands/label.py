@@ -102,8 +102,9 @@ def run_label(
     folder = RunFolder(out)
     folder.check_settings(settings.identity())
     sizes = folder.plan(references, shard_size)
-    todo = [shard for shard in sizes if not folder.is_done(shard)]
-    total, before = sum(sizes.values()), sum(sizes.values()) - sum(sizes[shard] for shard in todo)
+    left = {shard: folder.left(shard, size) for shard, size in sizes.items()}
+    todo = [shard for shard, count in left.items() if count]
+    total, before = sum(sizes.values()), sum(sizes.values()) - sum(left.values())
     started = time.perf_counter()
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:

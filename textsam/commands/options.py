@@ -38,7 +38,9 @@ Format = Annotated[
     Literal["coco", "yolo", "voc"] | None,
     typer.Option("--format", help="Also write DIR/dataset in this form.", show_default=False),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Do pictures again that are done.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Do pictures again that are done, and replace files that no run wrote.")
+]
 Cache = Annotated[
     Path | None,
     typer.Option(
@@ -76,17 +78,28 @@ def parse_boxes(values: list[str] | None) -> list[list[float]]:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """A mask prompt: a picture, light on the object, to (H, W) bool; or low-res logits that `numpy.save` wrote."""
+    """A mask prompt: a picture, light and not transparent on the object, to (H, W) bool; or low-res logits that
+    `numpy.save` wrote."""
     import numpy as np
+    from PIL import Image
 
-    from textsam.files.images import read_image
+    from textsam.files.images import read_image, upright
 
     if path.suffix == ".npy":
         try:
             return np.load(path, allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise ValueError(f"{path} is not an array saved with numpy.save ({error}).") from error
-    return read_image(path).max(axis=2) > 127
+    light = read_image(path).max(axis=2)
+    with Image.open(path) as opened:
+        if opened.has_transparency_data:  # `read_image` lays it on white
+            pixels = np.asarray(upright(opened).convert("RGBA")).astype(np.uint16)
+            light = pixels[:, :, :3].max(axis=2) * pixels[:, :, 3] // 255
+    mask = light > 127
+    if mask.all() or not mask.any():
+        shade = "light" if mask.all() else "dark"
+        raise ValueError(f"{path} is {shade} everywhere; expected white on the object and black elsewhere.")
+    return mask
 
 
 def geometry(point: list[str] | None, box: list[str] | None, mask: Path | None, *, multimask: bool) -> dict[str, Any]:

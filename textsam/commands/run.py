@@ -82,11 +82,10 @@ def run(paths: list[Path], out: Path, predict: Callable[[RgbImage], sv.Detection
 
 def print_summary(summary: RunSummary, out: Path) -> None:
     """A table of the objects of one picture, or of the pictures; then the failures, one sentence each on stderr."""
-    one = len(summary.records) == 1
-    if one and summary.records[0].annotations:
-        console.print(object_table(summary.records[0].annotations))
-    objects = sum(len(record.annotations) for record in summary.records)
-    counts = [f"{count_of(objects, 'object')} in {count_of(len(summary.records), 'picture')}"]
+    objects = [a for record in summary.records for a in record.annotations if a["area"]]
+    if objects and len(summary.records) == 1:
+        console.print(object_table(objects))
+    counts = [f"{count_of(len(objects), 'object')} in {count_of(len(summary.records), 'picture')}"]
     counts += [f"{summary.skipped} done before"] * bool(summary.skipped)
     counts += [f"{len(summary.failures)} failed"] * bool(summary.failures)
     console.print(f"{', '.join(counts)}: {out / 'annotations.json'}", markup=False, highlight=False, soft_wrap=True)

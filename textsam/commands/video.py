@@ -66,6 +66,8 @@ def video(
 
     if out.exists() and not overwrite:
         raise typer.BadParameter(f"{out} exists; give another name, or --overwrite.", param_hint="--out")
+    if not out.parent.is_dir():  # before --overwrite removes the records
+        raise typer.BadParameter(f"There is no folder {out.parent} for {out.name}.", param_hint="--out")
     if records is not None and records.resolve() in (source.resolve(), out.resolve()):
         raise typer.BadParameter(f"{records} is one of the videos; give another name.", param_hint="--records")
     names, negatives = parse_names(text, "--text"), parse_names(negative_text, "--negative-text")

@@ -37,6 +37,8 @@ def folder_written_atomically(folder: Path) -> Iterator[Path]:
             folder.rename(old)
         new.rename(folder)
     finally:
+        if old.exists() and not folder.exists():  # the last step failed
+            old.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
 
 

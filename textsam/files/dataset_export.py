@@ -11,7 +11,7 @@ from PIL import Image
 
 from textsam.files.atomic import folder_written_atomically
 from textsam.files.export import ImageRecord, coco_document, record_to_detections, write_json
-from textsam.files.images import read_image
+from textsam.files.images import exif_orientation, read_image
 
 FORMATS = ("coco", "yolo", "voc")
 
@@ -25,10 +25,10 @@ def write_dataset(
     """Writes `folder` anew: `images/` and the annotations of all pictures.
 
     coco: `annotations.json`; yolo: `labels/*.txt` and `data.yaml`; voc: `annotations/*.xml`. Polygons (YOLO, VOC) keep
-    every corner of the outline, holes are cut in, and read back they give the same pixels; these formats lack objects
-    in several parts (each becomes an object) and parts of one or two pixels. A picture with camera rotation,
-    transparency or unusual colours is stored as the upright RGB PNG that was segmented, because tools differ in how
-    they read such files.
+    every corner of the outline, holes are cut in, and read back they give the same pixels, except that what is one
+    pixel wide may be lost; these formats lack objects in several parts (each becomes an object) and parts of one or two
+    pixels. A picture with camera rotation, transparency or unusual colours is stored as the upright RGB PNG that was
+    segmented, because tools differ in how they read such files.
 
     Args:
         folder: is replaced when it exists.
@@ -46,7 +46,7 @@ def write_dataset(
         (new / "images").mkdir()
         copies = [_copy_picture(path, new / "images", name) for path, name, _ in pictures]
         records = [
-            ImageRecord(copy.name, record.width, record.height, record.annotations)
+            ImageRecord(copy.name, record.width, record.height, [a for a in record.annotations if a["area"]])
             for copy, (_, _, record) in zip(copies, pictures, strict=True)
         ]
         if format == "coco":
@@ -67,7 +67,7 @@ def write_dataset(
 def _copy_picture(path: Path, folder: Path, name: str) -> Path:
     with Image.open(path) as image:
         plain = image.mode in ("RGB", "L") and image.format in ("JPEG", "PNG", "BMP", "WEBP")
-        plain = plain and image.getexif().get(0x0112, 1) == 1 and "transparency" not in image.info
+        plain = plain and exif_orientation(image) == 1 and "transparency" not in image.info
     if plain:
         copy = folder / f"{name}{path.suffix.lower()}"
         shutil.copyfile(path, copy)

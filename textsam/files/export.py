@@ -139,7 +139,7 @@ def category_list(records: Sequence[ImageRecord], asked: Sequence[str] = ()) -> 
 
 
 def coco_document(records: Sequence[ImageRecord], categories: Sequence[str]) -> dict[str, Any]:
-    """A COCO instances file; image, category and annotation ids count from 1.
+    """A COCO instances file; image, category and annotation ids count from 1. Masks without a pixel are left out.
 
     Annotations also carry `score`, so that the list under "annotations" is a COCO results file as well.
     """
@@ -151,6 +151,8 @@ def coco_document(records: Sequence[ImageRecord], categories: Sequence[str]) -> 
     for image_id, record in enumerate(records, start=1):
         images.append({"id": image_id, "file_name": record.file_name, "width": record.width, "height": record.height})
         for annotation in record.annotations:
+            if not annotation["area"]:
+                continue
             rest = {key: value for key, value in annotation.items() if key != "category_name"}
             ids = {"id": len(annotations) + 1, "image_id": image_id}
             annotations.append({**ids, "category_id": category_ids[annotation["category_name"]], **rest})

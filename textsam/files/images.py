@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 RgbImage = npt.NDArray[np.uint8]
 
@@ -26,6 +26,16 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".t
 
 # What Pillow's decoders raise on broken files, depending on format and on where the damage lies.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, struct.error)
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(source: Any, *, max_pixels: int | None = None) -> RgbImage:
@@ -134,7 +144,7 @@ def _from_pil(image: Image.Image, name: str) -> RgbImage:
         image.load()  # decoding happens here; a damaged EXIF block shows in the line below
     except _DECODE_ERRORS as error:
         raise ValueError(f"{name} is truncated or damaged: {error}.") from error
-    image = _upright(image)
+    image = upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         # One channel of 16 or 32 bits; Pillow's own conversion to RGB would clip at 255.
         return _from_array(_high_depth(np.asarray(image), name))
@@ -143,11 +153,19 @@ def _from_pil(image: Image.Image, name: str) -> RgbImage:
     return np.array(image.convert("RGB"))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """As it is to be shown. `ImageOps.exif_transpose` also writes EXIF anew, which odd tags make impossible."""
+    image.load()  # which turns a TIFF already
+    method = _TURNS.get(exif_orientation(image))
+    return image if method is None else image.transpose(method)
+
+
+def exif_orientation(image: Image.Image) -> Any:
+    """1 to 8; 1 where nothing is said."""
     try:
-        return ImageOps.exif_transpose(image)
+        return image.getexif().get(0x0112, 1)
     except _DECODE_ERRORS:
-        return image  # an unreadable EXIF block says nothing about rotation; the pixels are good
+        return 1  # an unreadable EXIF block says nothing about rotation; the pixels are good
 
 
 def _high_depth(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:

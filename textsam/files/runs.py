@@ -7,8 +7,10 @@ request, `dataset/` gather all pictures of the run.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 # A picture that cannot be read, does not suit the prompt, or does not fit into memory (torch: RuntimeError).
 PICTURE_ERRORS = (OSError, ValueError, TypeError, RuntimeError, MemoryError)
+
+MAX_STEM_BYTES = 240  # file systems allow 255
+DIGESTED_BYTES = 1 << 20
 
 
 @dataclass
@@ -64,14 +69,22 @@ def run_images(
             the same settings and the same file size and time is skipped.
         categories: names to list in the annotations even where they were not found.
         dataset_format: "coco", "yolo", "voc" or None.
-        overwrite: do everything again.
+        overwrite: do everything again, and replace what is of no run.
         on_picture: told after each picture, with "done", "skipped" or "failed".
     Returns:
         what was done; failed pictures are in `failures` with one sentence each.
+    Raises:
+        FileExistsError: the first run into `out` would replace something.
     """
     summary = RunSummary()
     named: list[tuple[Path, str, ImageRecord]] = []
-    for path, name in zip(paths, output_names(paths), strict=True):
+    names = output_names(paths)
+    if not overwrite and not (out / "records").is_dir():
+        places = ["annotations.json"] + ["dataset"] * (dataset_format is not None)
+        places += [place for name in names for place in (f"masks/{name}", f"overlays/{name}.png")]
+        refuse_others(out / place for place in places)
+    (out / "records").mkdir(parents=True, exist_ok=True)  # from here on what lies beside it is of a run
+    for path, name in zip(paths, names, strict=True):
         try:
             identity = {"settings": settings, "source": file_identity(path)}
             record = None if overwrite else _finished_record(out, name, identity)
@@ -86,10 +99,10 @@ def run_images(
             summary.skipped += outcome == "skipped"
             summary.done += outcome == "done"
         on_picture(path, outcome)
-    names = category_list(summary.records, categories)
-    write_json(out / "annotations.json", coco_document(summary.records, names))
+    classes = category_list(summary.records, categories)
+    write_json(out / "annotations.json", coco_document(summary.records, classes))
     if dataset_format is not None:
-        write_dataset(out / "dataset", dataset_format, named, names)
+        write_dataset(out / "dataset", dataset_format, named, classes)
     return summary
 
 
@@ -99,12 +112,28 @@ def output_names(paths: Sequence[Path]) -> list[str]:
     taken: set[str] = set()
     names = []
     for path, stem in zip(paths, stems, strict=True):
-        name = stem if stems.count(stem) == 1 else path.name.replace(".", "_")
+        name = _file_stem(stem if stems.count(stem) == 1 else path.name.replace(".", "_"))
         while name.lower() in taken:  # some file systems do not tell capitals apart
             name += "_"
         taken.add(name.lower())
         names.append(name)
     return names
+
+
+def refuse_others(paths: Iterable[Path]) -> None:
+    """Raises FileExistsError for the first path that exists, before it would be replaced."""
+    for path in paths:
+        if path.exists():
+            raise FileExistsError(f"{path} exists and is of no earlier run: give another --out, or --overwrite.")
+
+
+def _file_stem(name: str) -> str:
+    """A name in UTF-8 that leaves room for a suffix; OpenCV, for one, crashes on bytes that are no text."""
+    name = re.sub("[\ud800-\udfff]", "_", name)
+    if len(name.encode()) <= MAX_STEM_BYTES:
+        return name
+    digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+    return f"{name.encode()[:160].decode(errors='ignore')}-{digest}"
 
 
 def _process(
@@ -138,6 +167,35 @@ def file_identity(path: Path) -> dict[str, Any]:
         return {}  # `read_image` says what is wrong
     status = path.stat()
     return {"path": str(path.resolve()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def weights_identity(model: str | None, adapter: str | None = None) -> list[Any]:
+    """What tells weights from others under the same name, on any machine; of embedded ones, this version.
+
+    Args:
+        model, adapter: as `textsam.load` takes them; of a Hub id nothing is known but the name.
+    """
+    from textsam import __version__
+    from textsam.checkpoints.loading import PACKAGED
+
+    of_model = __version__ if model is None or model in PACKAGED else _weights_digests(model)
+    return [of_model, None if adapter is None else _weights_digests(adapter)]
+
+
+def _weights_digests(name: str) -> list[str]:
+    """Of the size, the start and the end of each file of weights: training changes all of them, and files are large."""
+    path = Path(name).expanduser()
+    files = [path] if path.is_file() else sorted({*path.glob("*"), *path.glob("*/*")})
+    weights = [file for file in files if file.suffix in (".safetensors", ".bin", ".pth", ".pt")]
+    digests = []
+    for file in weights:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            start = opened.read(DIGESTED_BYTES)
+            opened.seek(max(size - DIGESTED_BYTES, 0))
+            digest = hashlib.blake2b(b"%d" % size + start + opened.read(), digest_size=8).hexdigest()
+        digests.append(f"{file.name} {digest}")
+    return digests
 
 
 def _record_path(out: Path, name: str) -> Path:

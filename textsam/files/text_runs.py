@@ -22,7 +22,7 @@ from PIL import Image
 from textsam.files.atomic import folder_written_atomically
 from textsam.files.export import write_json, write_png
 from textsam.files.images import RgbImage, read_image
-from textsam.files.runs import PICTURE_ERRORS, file_identity, output_names
+from textsam.files.runs import PICTURE_ERRORS, file_identity, output_names, refuse_others
 from textsam.files.text_export import coco_of_regions, write_icdar
 from textsam.text_regions.cutouts import clean_plate, glyph_cutouts, plate_mask
 from textsam.text_regions.rectify import recognise_regions, rectified_crops
@@ -59,15 +59,23 @@ def run_crops(
             is skipped.
         plate: also write the plates that are painted over.
         recognise: an upright crop (h, w, 3) uint8 RGB to its transcript; None: no transcripts.
-        overwrite: do everything again.
+        overwrite: do everything again, and replace what is of no run.
         on_picture: told after each picture, with "done", "skipped" or "failed".
+    Raises:
+        FileExistsError: the first run into `out` would replace something.
     """
     summary = TextRunSummary()
-    for path, name in zip(paths, output_names(paths), strict=True):
+    names = output_names(paths)
+    if not overwrite and not (out / "records").is_dir():
+        glyphs = [out / "glyphs" / name for name in names]
+        others = [path for name in names for path in _outputs(out, name, plate)]
+        refuse_others([out / "annotations.json", *glyphs, *others])
+    (out / "records").mkdir(parents=True, exist_ok=True)  # from here on what lies beside it is of a run
+    for path, name in zip(paths, names, strict=True):
         record_path = out / "records" / f"{name}.json"
         try:
             identity = {"settings": {**settings, "plate": plate}, "source": file_identity(path)}
-            record = None if overwrite else _finished(record_path, identity)
+            record = None if overwrite else _finished(out, name, plate, identity)
             outcome = "skipped" if record else "done"
             if record is None:
                 record_path.unlink(missing_ok=True)  # from here until the end the picture does not count as done
@@ -142,11 +150,19 @@ def _write_pictures(folder: Path, pictures: Sequence[np.ndarray]) -> None:
             Image.fromarray(pixels).save(new / f"{index:03d}.png")
 
 
-def _finished(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of an earlier run with the same settings on the same file."""
+def _outputs(out: Path, name: str, plate: bool) -> list[Path]:
+    """What there is of every picture; `glyphs` only with ink."""
+    files = [f"crops/{name}", f"plate_masks/{name}.png", f"icdar/{name}.txt"] + [f"plates/{name}.png"] * plate
+    return [out / file for file in files]
+
+
+def _finished(out: Path, name: str, plate: bool, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of an earlier run with the same settings on the same file, if its outputs are still there."""
     try:
-        stored = json.loads(path.read_bytes())
+        stored = json.loads((out / "records" / f"{name}.json").read_bytes())
         record = stored.pop("record")
+        pictures = [out / row[kind] for row in record["regions"] for kind in ("crop", "glyphs") if kind in row]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return record if stored == json.loads(json.dumps(identity)) else None
+    there = all(path.exists() for path in [*_outputs(out, name, plate), *pictures])
+    return record if there and stored == json.loads(json.dumps(identity)) else None

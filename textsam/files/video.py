@@ -107,8 +107,8 @@ def _rewrite(
     """Packets are taken in the file's order, so that nothing has to wait for the end."""
     stream = reading.streams.video[0]
     stream.thread_type = "AUTO"
-    size_hw = _upright(next(reading.decode(stream))).shape[:2]
-    reading.seek(0)
+    with _open(reading.name) as beginning:  # opened twice, as some files, such as .h264, cannot go back
+        size_hw = _upright(next(beginning.decode(video=0))).shape[:2]
     # All streams must be there before the first packet is written.
     encoder = _add_encoder(writing, stream, size_hw)
     copies = {}
@@ -117,7 +117,8 @@ def _rewrite(
             copies[audio.index] = writing.add_stream_from_template(audio)
         except (FFmpegError, ValueError) as error:
             raise ValueError(f"{out.suffix} cannot hold the sound ({audio.name}): write .mkv, or no sound.") from error
-    count = 0
+    step = max(round(1 / (_rate(stream) * stream.time_base)), 1)
+    count, last = 0, -step
     for packet in reading.demux(stream, *(reading.streams.audio if sound else ())):
         if packet.stream.index in copies:
             if packet.dts is not None:  # the last one only says that it is the last
@@ -125,6 +126,10 @@ def _rewrite(
                 writing.mux(packet)
             continue
         for frame in packet.decode():
+            # Some files, such as H.264 in AVI, do not say when a frame is shown, or say it in the wrong order.
+            if frame.pts is None or (count and frame.pts <= last):
+                frame.pts = last + step
+            last = frame.pts
             writing.mux(encoder.encode(_same_time(change(_upright(frame)), frame)))
             count += 1
             on_frame()
@@ -135,16 +140,23 @@ def _rewrite(
 def _add_encoder(writing: Any, stream: Any, size_hw: tuple[int, int]) -> Any:
     name = next(name for name in ENCODERS if name in av.codecs_available)
     try:
-        encoder = writing.add_stream(name, rate=stream.average_rate or Fraction(25))
+        encoder = writing.add_stream(name, rate=_rate(stream))
     except ValueError as error:
         raise ValueError(f"Expected .mp4, .mkv, .mov or .avi to write to, which hold {name}: {error}.") from error
     # H.264 halves the colours' sides, so these must be even.
     encoder.height, encoder.width = (side + side % 2 for side in size_hw)
     encoder.pix_fmt = "yuv420p"
     encoder.codec_context.time_base = stream.time_base  # frames keep their times, also at a variable rate
+    if writing.format.name == "avi":
+        encoder.codec_context.max_b_frames = 0  # AVI has no times by which their order could be restored
     if name == "mpeg4":
         encoder.codec_context.bit_rate = 4 * encoder.height * encoder.width
     return encoder
+
+
+def _rate(stream: Any) -> Fraction:
+    """Frames per second."""
+    return stream.average_rate or Fraction(25)
 
 
 def _upright(frame: Any) -> RgbImage:
@@ -175,7 +187,7 @@ def _open(path: str | Path) -> Any:
 
 def _facts(container: Any) -> VideoFacts:
     stream = container.streams.video[0]
-    rate = float(stream.average_rate or 25)
+    rate = float(_rate(stream))
     frames = stream.frames or None
     if frames is None and stream.duration:
         frames = round(float(stream.duration * stream.time_base) * rate)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ class RunFolder:
         """Write the settings, or compare them with those that the folder was begun with.
 
         Raises:
-            ValueError: they differ.
+            ValueError: they differ. FileExistsError: there are annotations of something else.
         """
         path = self.out / "settings.json"
         if path.is_file():
@@ -63,20 +65,37 @@ class RunFolder:
                     "give another --out, or remove that folder."
                 )
         else:
+            if (self.out / "annotations.json").exists():
+                raise FileExistsError(f"{self.out / 'annotations.json'} is of no earlier run: give another --out.")
             write_json(path, settings)
 
     def plan(self, references: Sequence[Reference], shard_size: int) -> dict[int, int]:
         """Give every picture that is new a place in a shard; those of an earlier run keep theirs.
 
+        Tables that this or another run wrote are left out: their folders may lie in the source.
+
         Returns:
             number of pictures by number of the shard.
+        Raises:
+            ValueError: the folder holds a picture of the same name from elsewhere.
         """
         pa, parquet = optional("pyarrow"), optional("pyarrow.parquet")
         path = self.out / "manifest.parquet"
         rows = parquet.read_table(path).to_pylist() if path.is_file() else []
-        known = {row["key"] for row in rows}
+        known = {row["key"]: row["location"] for row in rows}
+        tables = {reference.location for reference in references if reference.row >= 0}
+        results = {table for table in tables if _is_of_a_run(Path(table))}
+        new = []
+        for reference in references:
+            reference = replace(reference, key=_spelt(reference.key), location=_spelt(reference.location))
+            before = known.get(reference.key)
+            if before is None:
+                new += [reference] * (reference.location not in results)
+            elif not _same_place(before, reference.location):
+                raise ValueError(
+                    f"{self.out} holds {reference.key} of {before}, not of {reference.location}: give another --out."
+                )
         first = 1 + max((row["shard"] for row in rows), default=-1)
-        new = [reference for reference in references if reference.key not in known]
         rows += [{**vars(reference), "shard": first + i // shard_size} for i, reference in enumerate(new)]
         if new:
             types = [("key", pa.string()), ("location", pa.string()), ("row", pa.int64()), ("shard", pa.int64())]
@@ -93,7 +112,16 @@ class RunFolder:
         return [Reference(row["key"], row["location"], row["row"]) for row in table.to_pylist()]
 
     def is_done(self, shard: int) -> bool:
-        return self.shard_path(shard).is_file()
+        """Whether nothing is left of a shard; one with pictures that could not be labelled is done again."""
+        return self.left(shard, size=1) == 0
+
+    def left(self, shard: int, size: int) -> int:
+        """How many of the `size` pictures of a shard are to be labelled: all, or those that could not be before."""
+        path = self.shard_path(shard)
+        if not path.is_file():
+            return size
+        errors = optional("pyarrow.parquet").read_table(path, columns=["error"])["error"]
+        return len(errors) - errors.null_count
 
     def shard_path(self, shard: int) -> Path:
         return self.out / "shards" / f"part-{shard:07d}.parquet"
@@ -170,3 +198,19 @@ class RunFolder:
         buffer = io.BytesIO()
         optional("pyarrow.parquet").write_table(table, buffer, compression="zstd")
         write_atomically(path, buffer.getvalue())
+
+
+def _is_of_a_run(table: Path) -> bool:
+    is_shard = table.parent.name == "shards" and table.name.startswith("part-")
+    out = table.parent.parent if is_shard else table.parent
+    known = is_shard or table.name in ("manifest.parquet", "errors.parquet")
+    return known and all((out / name).is_file() for name in ("manifest.parquet", "settings.json"))
+
+
+def _same_place(one: str, other: str) -> bool:
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
+
+
+def _spelt(name: str) -> str:
+    """A file name, or with backslashes one that is not UTF-8, which no table holds as it is."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -13,10 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from textsam.files.coco import image_folder, picture_file
 from textsam.files.images import IMAGE_SUFFIXES, RgbImage, read_image
 
 DATASET_PREFIX = "datasets:"
 _OPEN_TABLES = 4
+_PICTURE_COLUMNS = ("image", "img", "picture", "photo")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def list_pictures(source: str) -> list[Reference]:
     if source.endswith(".json"):
         return _of_coco(Path(source))
     if source.endswith(".txt"):
-        lines = [line.strip() for line in _read_bytes(source).decode().splitlines()]
+        lines = [line.strip() for line in _read_bytes(source).decode("utf-8-sig").splitlines()]
         locations = [line for line in dict.fromkeys(lines) if line]
         return [Reference(location, location) for location in locations] or _nothing(source)
     root, files = _find_files(source)
@@ -84,10 +86,8 @@ def _nothing(source: str) -> Any:
 
 def _find_files(source: str) -> tuple[str, list[str]]:
     """The longest folder without wildcards, and the files below it, all as fsspec addresses."""
-    from fsspec.core import url_to_fs
-
-    files, path = url_to_fs(source)
-    if any(sign in path for sign in "*?["):
+    files, path = _file_system(source)
+    if any(sign in path for sign in "*?[") and not files.exists(path):  # brackets may be part of a name
         found = [name for name in files.glob(path) if not files.isdir(name)]
         root = path[: min(path.index(sign) for sign in "*?[" if sign in path)].rpartition("/")[0]
     elif files.isdir(path):
@@ -106,15 +106,23 @@ def _of_coco(path: Path) -> list[Reference]:
     content = json.loads(path.read_bytes())
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise ValueError(f'{path} is not a COCO file: it has no list named "images".')
-    folder = path.parent / "images" if (path.parent / "images").is_dir() else path.parent
+    folder = image_folder(path, content["images"])
     names = [entry["file_name"] for entry in content["images"] if isinstance(entry, dict) and "file_name" in entry]
-    return [Reference(name, str(folder / name)) for name in dict.fromkeys(names)] or _nothing(str(path))
+    odd = [name for name in names if not isinstance(name, str)]
+    if odd:
+        raise ValueError(f"{path}: expected a file_name of each image as text, got {odd[0]!r}.")
+    return [Reference(name, str(picture_file(folder, name))) for name in dict.fromkeys(names)] or _nothing(str(path))
+
+
+def _file_system(location: str) -> tuple[Any, str]:
+    """fsspec's file system of an address, and the path there."""
+    if location.startswith(("http://", "https://")):
+        optional("aiohttp")
+    return optional("fsspec.core").url_to_fs(location)
 
 
 def _open(location: str) -> Any:
-    from fsspec.core import url_to_fs
-
-    files, path = url_to_fs(location)
+    files, path = _file_system(location)
     return files.open(path, "rb")
 
 
@@ -154,18 +162,24 @@ class PictureReader:
         if reference.row < 0:
             if "://" in reference.location:
                 return read_image(_read_bytes(reference.location))
+            if "\\udc" in reference.location and not os.path.exists(reference.location):
+                raise ValueError(f"The name {reference.location} is not UTF-8: rename the file.")
             return read_image(reference.location)
         if reference.location not in self._tables:
             is_dataset = reference.location.startswith(DATASET_PREFIX)
             self._tables[reference.location] = (_DatasetRows if is_dataset else _ParquetRows)(reference.location)
             if len(self._tables) > _OPEN_TABLES:
                 self._tables.popitem(last=False)
-        value = self._tables[reference.location].value(reference.row)
+        table = self._tables[reference.location]
+        value = table.value(reference.row)
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if value is None:
             raise ValueError(f"Row {reference.row} of {reference.location} has no picture.")
-        return read_image(value)
+        try:
+            return read_image(value)
+        except ValueError as error:
+            raise ValueError(f"Row {reference.row}, column {table.column!r}: {error}") from error
 
 
 class _DatasetRows:
@@ -181,7 +195,7 @@ class _ParquetRows:
         parquet, types = optional("pyarrow.parquet"), optional("pyarrow.types")
         self.file = parquet.ParquetFile(_open(location))
         fields = [
-            field.name
+            field
             for field in self.file.schema_arrow
             if types.is_binary(field.type)
             or types.is_large_binary(field.type)
@@ -190,7 +204,10 @@ class _ParquetRows:
         if not fields:
             names = ", ".join(self.file.schema_arrow.names)
             raise ValueError(f"{os.path.basename(location)} has no column of image bytes, but {names}.")
-        self.column = "image" if "image" in fields else fields[0]
+        # Bytes alone may be anything, such as a hash: a name says most, then the form that data sets give pictures.
+        named = {name: rank for rank, name in enumerate(_PICTURE_COLUMNS)}
+        best = min(fields, key=lambda f: (named.get(f.name.lower(), len(named)), not types.is_struct(f.type)))
+        self.column = best.name
         self._first = 0
         self._rows: Any = None
 

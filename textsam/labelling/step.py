@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from textsam.files.export import image_record
-from textsam.files.runs import PICTURE_ERRORS
+from textsam.files.runs import PICTURE_ERRORS, weights_identity
 from textsam.labelling.shards import RunFolder
 from textsam.labelling.sources import PictureReader, Reference
 from textsam.language.queries import QueryList
@@ -37,14 +37,16 @@ class LabelSettings:
 
     def identity(self) -> dict[str, Any]:
         """What must not change between runs into one folder."""
-        return {name: value for name, value in asdict(self).items() if name not in ("device", "cache")}
+        values = {name: value for name, value in asdict(self).items() if name not in ("device", "cache")}
+        return {**values, "weights": weights_identity(self.model, self.adapter)}
 
 
 class Labeller:
     """A loaded model that labels shards.
 
     Raises:
-        As `textsam.load`; ValueError: the classes are wrong, or hold a word that the model does not know.
+        As `textsam.load`; ValueError: the classes are wrong, hold a word that the model does not know, or levels of
+            written text beside what does not go with them.
     """
 
     def __init__(self, settings: LabelSettings) -> None:
@@ -61,6 +63,7 @@ class Labeller:
         )
         if settings.cache is not None:
             self.sam.use_cache(Path(settings.cache))
+        self._check_levels()
         if self.sam.text_encoder is not None:
             self.sam.text_encoder.encode([*self.queries.texts, *self.queries.negative_texts])
         self.reader = PictureReader()
@@ -68,23 +71,26 @@ class Labeller:
     def label_shard(
         self, folder: RunFolder, shard: int, on_picture: Callable[[bool], None] = lambda good: None
     ) -> tuple[int, int]:
-        """Label the pictures of a shard and write it, unless it is there.
+        """Label the pictures of a shard and write it; where it is there, those that could not be labelled before.
 
         Args:
             on_picture: told after each picture whether it could be labelled.
         Returns:
-            numbers of good and of bad pictures.
+            numbers of good and of bad pictures among those labelled now.
         """
-        if folder.is_done(shard):  # by a worker whose answer was lost
-            rows = folder.read_shard(shard)
-        else:
-            rows = []
-            for reference in folder.references(shard):
-                rows.append(self.label(reference))
-                on_picture(rows[-1]["error"] is None)
-            folder.write_shard(shard, rows)
-        bad = sum(row["error"] is not None for row in rows)
-        return len(rows) - bad, bad
+        written = folder.read_shard(shard) if folder.shard_path(shard).is_file() else []
+        good = {row["key"]: row for row in written if row["error"] is None}
+        if written and len(good) == len(written):  # by a worker whose answer was lost
+            return len(good), 0
+        rows, bad = [], 0
+        for reference in folder.references(shard):
+            row = good.get(reference.key) or self.label(reference)
+            rows.append(row)
+            if reference.key not in good:
+                bad += row["error"] is not None
+                on_picture(row["error"] is None)
+        folder.write_shard(shard, rows)
+        return len(rows) - len(good) - bad, bad
 
     def label(self, reference: Reference) -> dict[str, Any]:
         """One picture as a row of `result_schema`; an error of the picture is part of the row."""
@@ -103,4 +109,20 @@ class Labeller:
             record = image_record(reference.key, image, found)
         except PICTURE_ERRORS as error:
             return {**row, "error": " ".join(str(error).split()) or type(error).__name__}
-        return {**row, "width": record.width, "height": record.height, "annotations": record.annotations}
+        objects = [annotation for annotation in record.annotations if annotation["area"]]
+        return {**row, "width": record.width, "height": record.height, "annotations": objects}
+
+    def _check_levels(self) -> None:
+        """Finds what a reader of written text cannot be asked for before the first picture, not once for each."""
+        reader = self.sam.text_reader
+        levels = [] if reader is None else reader.levels_asked(self.queries.texts)
+        if reader is None or not levels:
+            return
+        untrained = [level for level in levels if level not in reader.config.levels]
+        if untrained:
+            raise ValueError(f"This model reads {', '.join(reader.config.levels)}, not {untrained[0]!r}.")
+        if self.queries.negative_texts:
+            raise ValueError(
+                f"Expected no negative words with levels of written text, got {self.queries.negative_texts[0]!r}: "
+                "leave it out."
+            )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def answer_levels(reader: Any, picture: np.ndarray, levels: list[str], question: Question) -> sv.Detections:
-    """Every region of every level, those of a level together and in reading order.
+    """Every region of every level, those of a level together and in reading order, named by the text as it was asked.
 
     Args:
         reader: a `TextRegionReader`.
@@ -33,10 +33,14 @@ def answer_levels(reader: Any, picture: np.ndarray, levels: list[str], question:
             "TextSam.text_reader.read gives the logits on the photo's pixels."
         )
     regions, _ = reader.read(picture, levels, question.threshold)
+    texts = question.texts or levels
     parts = []
     for number, level in enumerate(levels):
         found = regions[level]
         if question.max_instances is not None:
             found = found.select(np.sort(np.argsort(-found.scores, kind="stable")[: question.max_instances]))
-        parts.append(found.to_detections(class_id=number))
+        part = found.to_detections(class_id=number)
+        part.data["class_name"] = np.full(len(part), texts[number])
+        parts.append(part)
+    parts = [part for part in parts if len(part)] or parts[:1]  # merged empty ones would lose their axes and keys
     return parts[0] if len(parts) == 1 else sv.Detections.merge(parts)

@@ -32,7 +32,7 @@ def read_text_regions(
     Args:
         sam: a model that was trained for it, such as textsam-tiny-ocr.
         image: as in `TextSam.set_image`.
-        level: "text", "text stroke", "word", "text line" or "text block".
+        level: "text", "text stroke", "word", "text line" or "text block", in any case.
         threshold: least score in [0, 1]; None: the reader's own.
         recognise: an upright crop (h, w, 3) uint8 RGB to its transcript, by whatever recogniser you have.
         margin: around those crops, as a share of their height.
@@ -44,7 +44,7 @@ def read_text_regions(
     """
     if sam.text_reader is None:
         raise ValueError("Expected a model that was trained to find written text, such as textsam-tiny-ocr.")
-    picture = read_image(image)
+    picture, level = read_image(image), level.casefold()
     regions = sam.text_reader.read(picture, [level], threshold, on_tile)[0][level]
     if recognise is not None:
         regions = recognise_regions(picture, regions, recognise, margin)

@@ -38,7 +38,7 @@ class TextRegionReader:
         self.options = options or TextReadingOptions(presence_threshold=config.presence_threshold)
 
     def levels_asked(self, texts: Sequence[str] | None) -> list[str]:
-        """The levels that texts name, in their order; empty when none does.
+        """The levels that texts name, in any case, in their order; empty when none does.
 
         Raises:
             ValueError: some are levels and some are other words, which are looked for in another way.
