@@ -54,7 +54,7 @@ def test_adapter_gives_a_sam_checkpoint_its_text_prompt(tmp_path: Path, pth: Pat
     assert_same(outputs(loaded, text_embeddings=text), expected)
     assert (loaded.config.text_trained, loaded.config.clip_name, loaded.config.clip_dim) == (True, "ViT-B-32", 48)
 
-    other = tiny_model(seed=5)
+    other = tiny_model(seed=5, clip_name="ViT-B-32")
     other.load_state_dict(meta_state_dict(model), strict=False)
     assert load_adapter(other, file) is other
     assert_same(outputs(other, text_embeddings=text), expected)
@@ -85,6 +85,10 @@ def test_bad_adapters(tmp_path: Path, model: Any, folder: Path) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ValueError, match="clip_dim 32, this model 48"):
         load_adapter(model, file)
+    for name, value in {"clip_name": "ViT-B-32", "clip_pretrained": None, "clip_template": "a {}"}.items():
+        other = save_adapter(tiny_model(text_trained=True, **{name: value}), tmp_path / "other.safetensors")
+        with pytest.raises(ValueError, match=rf"has {name} .*, this model .*textsam\.load\(\.\.\., adapter="):
+            load_adapter(model, other)  # its encoders would be those of the old CLIP
     tensors = load_file(file)
     header = {"textsam_adapter": json.dumps(read_adapter(file)[0] | {"clip_dim": 48})}
     save_file(tensors, file, metadata=header)

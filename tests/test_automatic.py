@@ -249,7 +249,8 @@ def test_grids() -> None:
     ]
     assert len(AutomaticOptions(points_per_side=8, crop_n_points_downscale_factor=2).grid(2)) == 4
     own = np.array([[0.1, 0.9]])
-    assert AutomaticOptions(points_per_side=None, point_grids=[own]).grid(0).tolist() == own.tolist()
+    for given in (own, own.tolist()):
+        assert AutomaticOptions(points_per_side=None, point_grids=[given]).grid(0).tolist() == own.tolist()
 
 
 def test_crop_boxes_overlap_and_cover() -> None:

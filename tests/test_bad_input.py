@@ -162,6 +162,19 @@ def test_no_image(photo):
             ask()
 
 
+@pytest.mark.parametrize(
+    ("texts", "error", "words"),
+    [
+        ((text for text in ["cat"]), TypeError, r'a list of strings such as \["dog", "cat"\], not generator'),
+        (None, TypeError, "not NoneType"),
+        ("", ValueError, "is empty"),
+    ],
+)
+def test_wrong_texts_of_presence(model, photo, texts, error, words):
+    with pytest.raises(error, match=words):
+        model.presence(photo, texts)
+
+
 def test_words_without_an_encoder(photo):
     with pytest.raises(ValueError, match="text encoder, got none"):
         TextSam(mobile_miniature()).predict(photo, text="cat")

@@ -315,6 +315,13 @@ def test_folder_of_weights(tmp_path: Path, clip: open_clip.CLIP) -> None:
     text_encoder = TextEncoder.from_pretrained(f"local-dir:{tmp_path}")
     crop_encoder = CropEncoder.from_pretrained(f"local-dir:{tmp_path}")
     assert text_encoder.model is crop_encoder.model
+    elsewhere = CropEncoder.from_pretrained(f"local-dir:{tmp_path}", device="meta")
+    assert elsewhere.device == elsewhere.pixel_mean.device == torch.device("meta")
+    assert crop_encoder.device == torch.device("cpu")  # another device is another model
+    crop_encoder.to("meta")
+    assert TextEncoder.from_pretrained(f"local-dir:{tmp_path}").device == torch.device("cpu")
+    text_encoder = TextEncoder.from_pretrained(f"local-dir:{tmp_path}")
+    crop_encoder = CropEncoder.from_pretrained(f"local-dir:{tmp_path}")
     assert crop_encoder.pixel_mean.tolist() == [0.5, 0.5, 0.5]
     with torch.no_grad():
         expected = F.normalize(clip.encode_text(text_encoder.tokenizer(["dog"])), dim=-1)

@@ -147,6 +147,19 @@ def test_only_where_it_applies() -> None:
     assert not is_foldable(decoder.transformer, decoder.output_upscaling, 7)
 
 
+@pytest.mark.parametrize(
+    "name", ["transformer", "transformer.layers.0.norm1", "output_upscaling", "output_upscaling.1"]
+)
+@torch.no_grad()
+def test_hooks_within_are_called(name: str) -> None:
+    model = tiny_model(seed=4)
+    expected, called = decode(model, 1, "points", 3, None), []
+    model.mask_decoder.get_submodule(name).register_forward_hook(lambda *_: called.append(name))
+    found = decode(model, 1, "points", 3, None).low_res_logits
+    assert called == [name]
+    assert (found - expected.low_res_logits).abs().max() < 1e-5 * found.abs().max()
+
+
 @torch.no_grad()
 def test_bfloat16(calls: list[int]) -> None:
     expected = decode(tiny_model(seed=4), 1, "points", 3, None)

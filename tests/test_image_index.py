@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from miniatures import mobile_miniature
-from tiny_models import tiny_model
+from tiny_models import tiny_model, unit_text
 
 from textsam.model import TextSamModel
 
 INDICES = ([1, 0], [1, 1], [0, 1])
+
+
+def three_clicks(side: int) -> dict[str, torch.Tensor]:
+    return {"point_coords": torch.full((3, 1, 2), side / 2), "point_labels": torch.ones(3, 1, dtype=torch.int64)}
 
 
 def answers(model: TextSamModel, pixels: torch.Tensor, kind: str, index: list[int]) -> torch.Tensor:
@@ -43,3 +47,20 @@ def test_each_prompt_gets_its_image(encoder: str, kind: str, gradients: bool) ->
     with torch.set_grad_enabled(gradients):
         found = [answers(model, pixels, kind, index) for index in INDICES]
     assert not torch.allclose(found[0], found[2], atol=1e-3)  # the two images do differ
+
+
+def test_an_index_that_does_not_fit_is_named() -> None:
+    model = mobile_miniature()
+    side = model.config.image_size
+    pixels, text = torch.zeros(2, 3, side, side), unit_text()[[0, 1, 1]]
+    for prompts in (three_clicks(side), {"text_embeddings": text}):
+        with pytest.raises(ValueError, match="3 prompts on 2 images need image_index; give the image of each"):
+            model(pixels, **prompts)
+        with pytest.raises(ValueError, match="the image of each of 3 prompts, but has 2; give each prompt one entry"):
+            model(pixels, **prompts, image_index=torch.tensor([0, 1]))
+    image = model.encode_image(pixels)
+    index = torch.tensor([0, 1, 1])
+    embedded = model.encode_prompts(image, **three_clicks(side), image_index=index)
+    with pytest.raises(ValueError, match="need image_index"):
+        model.decode_masks(image, embedded, multimask_output=False)
+    assert len(model.decode_masks(image, embedded, multimask_output=False, image_index=index).iou_predictions) == 3

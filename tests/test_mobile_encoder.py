@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -93,6 +93,48 @@ def test_changed_weights_are_packed_again(encoder: MobileEncoder, compiled: Kern
         torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-2)
         assert torch.equal(was, other)
         assert not torch.allclose(was, one, rtol=2e-2, atol=2e-2)
+
+
+@torch.no_grad()
+def test_weights_changed_in_place_or_replaced_are_packed_again(encoder: MobileEncoder, compiled: Kernels) -> None:
+    """What `.data` does, autograd does not count."""
+    changed, x = copy.deepcopy(encoder), pictures(1, 64, 64)
+    weights = {name: 0.9 * weight for name, weight in encoder.state_dict().items()}
+    ways: list[Callable[[], object]] = [
+        lambda: changed.neck[0].weight.data.mul_(-1),
+        lambda: [parameter.data.lerp_(torch.ones(()), 0.1) for parameter in changed.parameters()],
+        lambda: changed.load_state_dict(weights, assign=True),
+        lambda: changed.half().float(),
+        lambda: changed.double().float().smooth16.mlp.lin1.bias.data.fill_(3),
+    ]
+    for change in ways:
+        with only(compiled):
+            before = changed(x).embeddings
+            change()
+            found = changed(x).embeddings
+        with only(None):
+            torch.testing.assert_close(found, changed(x).embeddings, rtol=1e-3, atol=1e-3)
+        assert not torch.equal(found, before)
+
+
+@pytest.mark.parametrize("name", ["neck", "context.0.mlp.lin1", "trunk.block03", "trunk.block03.depthwise"])
+@torch.no_grad()
+def test_hooks_within_are_called(encoder: MobileEncoder, compiled: Kernels, name: str) -> None:
+    """A hook on the encoder itself needs no other way."""
+    hooked, x = copy.deepcopy(encoder), pictures(1, 32, 48)
+    calls: list[str] = []
+    hooked.register_forward_hook(lambda *_: calls.append("encoder"))
+    with only(compiled):
+        expected = hooked(x).embeddings
+        assert hooked in native_layers._kept
+        inner = hooked.get_submodule(name)
+        before = inner.register_forward_pre_hook(lambda *_: calls.append("before"))
+        after = inner.register_forward_hook(lambda *_: calls.append("after"))
+        torch.testing.assert_close(hooked(x).embeddings, expected, rtol=1e-2, atol=1e-2)
+        before.remove()
+        after.remove()
+        assert torch.equal(hooked(x).embeddings, expected)
+    assert calls == ["encoder", "before", "after", "encoder", "encoder"]
 
 
 def test_gradients_and_training_take_pytorch(encoder: MobileEncoder, compiled: Kernels) -> None:

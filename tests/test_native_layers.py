@@ -105,3 +105,10 @@ def test_the_decoder_with_finer_maps(compiled: Kernels, drawn: bool, skips: bool
     torch.testing.assert_close(found.low_res_logits, expected.low_res_logits, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(found.iou_predictions, expected.iou_predictions, rtol=1e-4, atol=1e-3)
     assert used is None or used in native_layers._kept
+    called: list[str] = []
+    for name in ("transformer", "transformer.layers.0"):
+        decoder.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: called.append(name))
+        with only(compiled):
+            again = decoder(image, pe, prompts, None)
+        torch.testing.assert_close(again.low_res_logits, expected.low_res_logits, rtol=1e-4, atol=1e-3)
+    assert called == ["transformer", "transformer", "transformer.layers.0"]

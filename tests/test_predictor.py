@@ -259,6 +259,27 @@ def test_a_click_and_a_name_are_asked_again_about_the_mean_of_what_they_say(phot
         np.testing.assert_array_equal(ask(2, **other)[0], ask(0, **other)[0])
 
 
+def test_each_prompt_set_is_asked_again_for_its_own_clicks(photo):
+    """Whatever the other sets ask, and though a single click is filled up."""
+
+    def ask(rounds, points, labels, **prompts):
+        sam = TextSam(mobile_miniature(seed=2), HashedWords(), text_options=TextPromptOptions(click_rounds=rounds))
+        asked = {"points": points, "point_labels": labels, **prompts}
+        return sam.predict(photo, text="cat", return_logits=True, **asked).data["low_res_logits"]
+
+    click = [[[30, 40]]], [[1]]
+    mixed = [[[30, 40]], [[90, 90]]], [[1], [0]]
+    expected = [ask(1, *click)[0], ask(0, *mixed)[1]]
+    np.testing.assert_allclose(ask(1, *mixed), expected, rtol=1e-4, atol=1e-3)
+    filled = [[[0, 0], [30, 40]], [[90, 90], [0, 0]], [[90, 90], [60, 50]]], [[-1, 1], [0, -1], [1, 0]]
+    once = ask(0, *filled)
+    sam = TextSam(mobile_miniature(seed=2))
+    alone = sam.predict(photo, points=click[0], multimask_output=True, return_logits=True).data
+    about = (once[:1] + alone["low_res_logits"][[alone["predicted_iou"].argmax()]]) / 2
+    expected = [ask(0, *click, mask_input=about)[0], *once[1:]]
+    np.testing.assert_allclose(ask(1, *filled), expected, rtol=1e-4, atol=1e-3)
+
+
 def test_one_text_serves_all_prompt_sets(textsam, photo):
     one = textsam.predict(photo, boxes=[[10, 10, 90, 90], [5, 5, 200, 190]], text="cat", return_logits=True)
     each = textsam.predict(photo, boxes=[[10, 10, 90, 90], [5, 5, 200, 190]], text=["cat", "cat"], return_logits=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import supervision as sv
 import torch
 from miniatures import ColourWords
 from PIL import Image
-from tiny_models import randomize
+from tiny_models import randomize, tiny_model
 from transformers import (
     Sam2Config,
     Sam2HieraDetConfig,
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from textsam.huggingface.ranking_elsewhere import RankedSegmenter
+from textsam.predictor import TextSam
 from textsam.prompting.detections import to_detections
 from textsam.prompting.ranking import RankingOptions
 
@@ -86,6 +88,22 @@ def test_points_and_boxes_are_the_models_own(segmenter: RankedSegmenter, photo: 
     named = segmenter.predict(photo, text=["red", "blue"], points=points, boxes=boxes)
     np.testing.assert_array_equal(named.mask, found.mask)  # a text beside them only names
     assert list(named.data["class_name"]) == ["red", "blue"]
+
+
+def test_results_are_as_those_of_textsam(segmenter: RankedSegmenter, photo: np.ndarray) -> None:
+    """The same classes and keys, and no rows where a detector has found nothing."""
+    words = ColourWords()
+    own = TextSam(tiny_model(), words, words)
+    asked = {"text": ["red", "red", "blue"], "points": [[[20.0, 30.0]], [[90.0, 50.0]], [[60.0, 40.0]]]}
+    with pytest.warns(UserWarning, match="only names the results"):
+        expected = own.predict(photo, **asked)
+    found = segmenter.predict(photo, **asked)
+    assert found.class_id.tolist() == expected.class_id.tolist() == [0, 0, 1]
+    assert list(found.data["class_name"]) == list(expected.data["class_name"])
+    nothing = segmenter.predict(photo, text="red", boxes=sv.Detections.empty())
+    assert nothing.mask.shape == (0, 90, 120)
+    keys = {"predicted_iou", "stability_score", "prompt_index", "mask_index", "class_name"}
+    assert set(found.data) == set(nothing.data) == set(expected.data) - {"agreement"} == keys
 
 
 def test_automatic_masks_are_the_pipelines(segmenter: RankedSegmenter, photo: np.ndarray) -> None:

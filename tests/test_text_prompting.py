@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from miniatures import HashedWords, mobile_miniature
 from torch.nn import functional as F
 
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions
@@ -157,6 +158,28 @@ def test_presence_orders_texts():
         absent, present = read_texts(model, model.encode_image(), GEOMETRY, texts).presence.tolist()
         assert 0 <= absent < 0.3 < 0.9 < present <= 1
         assert read_texts(model, model.encode_image(), GEOMETRY, texts[:0]).presence.shape == (0,)
+
+
+@torch.no_grad()
+def test_many_texts_are_read_a_few_at_a_time(monkeypatch):
+    """With the same result: the number in one call bounds the memory."""
+    model = mobile_miniature(seed=2)
+    side = model.config.image_size
+    image = model.encode_image(torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)))
+    texts, geometry = HashedWords().encode(["cat", "dog", "cup", "zebra", "person"]), ImageGeometry.of((90, 120), side)
+    expected = read_texts(model, image, geometry, texts)
+    counts = []
+
+    def decode_masks(image, prompts, **options):
+        counts.append(len(prompts.sparse_prompt_embeddings))
+        return type(model).decode_masks(model, image, prompts, **options)
+
+    monkeypatch.setattr("textsam.prompting.text_reading.PROMPTS_PER_BATCH", 2)
+    monkeypatch.setattr(model, "decode_masks", decode_masks)
+    found = read_texts(model, image, geometry, texts)
+    assert counts == [2, 2, 1]
+    for name, value in vars(expected).items():
+        torch.testing.assert_close(vars(found)[name], value, rtol=1e-4, atol=1e-4)
 
 
 def test_guesses_are_peaks_and_boxes_of_regions():

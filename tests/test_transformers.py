@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,12 @@ import torch
 from hub_server import HubServer
 from miniatures import CLIP_DIM
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 import textsam
+from textsam.checkpoints.encoders import deferred_encoders
 from textsam.huggingface.processing import TextSamProcessor
 from textsam.model import TextSamModel
 from textsam.predictor import TextSam
@@ -66,6 +70,13 @@ def assert_is(results: list[dict], expected) -> None:
             "made = [auto.from_pretrained(sys.argv[1]) for auto in (AutoModel, AutoProcessor)]; "
             "print(*(type(each).__name__ for each in made))",
             "TextSamModel TextSamProcessor",
+        ),
+        (
+            "import textsam, transformers; from concurrent.futures import ThreadPoolExecutor; "
+            "pool = ThreadPoolExecutor(2); "
+            "made = list(pool.map(lambda name: getattr(transformers, name), ['AutoModel', 'pipeline'])); "
+            "print(made[0].__name__, type(made[0].from_pretrained(sys.argv[1])).__name__)",
+            "AutoModel TextSamModel",
         ),
     ],
 )
@@ -143,6 +154,42 @@ def test_what_load_gives_is_a_model_too(sam: TextSam) -> None:
     assert_is(pipeline(TASK, model=sam)(photo(), text="cat", threshold=0.0), sam.predict(photo(), "cat", threshold=0.0))
 
 
+@pytest.mark.parametrize("kind", ["folder", "loaded"])
+def test_the_pipeline_saved_and_read_again(segmenter, sam: TextSam, kind: str, tmp_path: Path) -> None:
+    saved = segmenter if kind == "folder" else pipeline(TASK, model=sam)
+    saved.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json", "crop_encoder", "model.safetensors", "processor_config.json", "text_encoder",
+    ]  # fmt: skip
+    assert not hasattr(saved.model.config, "custom_pipelines")
+    again = pipeline(TASK, model=str(tmp_path), device="cpu")
+    assert_is(again(photo(), text="cat", threshold=0.0), sam.predict(photo(), text="cat", threshold=0.0))
+
+
+def test_copies_and_pickles(sam: TextSam, segmenter, processor: TextSamProcessor) -> None:
+    expected = sam.predict(photo(), text="cat", threshold=0.0)
+    for copied in (copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))):
+        again = copied(sam).predict(photo(), text="cat", threshold=0.0)
+        np.testing.assert_array_equal(again.mask, expected.mask)
+        np.testing.assert_array_equal(again.confidence, expected.confidence)
+        assert_is(copied(segmenter)(photo(), text="cat", threshold=0.0), expected)
+        torch.testing.assert_close(copied(processor).embed(["cat"]), processor.embed(["cat"]))
+    later = TextSam(sam.network, *deferred_encoders(sam.network.config, sam.device))  # a CLIP is fetched on first use
+    for again in (copy.deepcopy(later), pickle.loads(pickle.dumps(later))):
+        found = again.predict(photo(), points=[[20, 30]])
+        np.testing.assert_array_equal(found.mask, sam.predict(photo(), points=[[20, 30]]).mask)
+
+
+def test_the_processor_in_a_spawned_worker(processor: TextSamProcessor) -> None:
+    photos = [photo(0), photo(1)]
+    loader = DataLoader(
+        photos, 2, collate_fn=partial(processor, text="cat"), num_workers=1, multiprocessing_context="spawn"
+    )
+    (inputs,), expected = loader, processor(photos, text="cat")
+    assert inputs.keys() == expected.keys()
+    assert all(torch.equal(inputs[name], expected[name]) for name in expected)
+
+
 def test_the_model_of_transformers_stands_on_the_same_weights(tmp_path: Path) -> None:
     loaded = textsam.load()
     assert not isinstance(loaded.network, TextSamModel)
@@ -156,6 +203,19 @@ def test_the_model_of_transformers_stands_on_the_same_weights(tmp_path: Path) ->
     own = loaded.network.state_dict()
     assert own.keys() == again.keys()
     assert all(torch.equal(value, again[name]) for name, value in own.items())
+
+
+def test_what_a_checkpoint_lacks_starts_as_in_a_new_model(tiny_folder: Path, model, processor) -> None:
+    wider = AutoModel.from_pretrained(tiny_folder, dtype=torch.float32, dense_text=True, fine_masks=True).eval()
+    own, stored = wider.state_dict(), model.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in stored.items())
+    assert (own["dense_text.scale"], own["dense_text.bias"]) == (3.0, -4.0)
+    assert all(value.isfinite().all() for value in own.values())
+    assert not any(parameter.any() for parameter in wider.fine_masks.out.parameters())  # nothing is added at the start
+    assert own["fine_masks.features.pixels.weight"].std() > 0.01
+    inputs = processor(images=photo(), input_points=[[20, 30]])
+    with torch.inference_mode():
+        torch.testing.assert_close(wider(**inputs).low_res_logits, model(**inputs).low_res_logits)
 
 
 def test_from_the_hub(tiny_folder: Path, sam: TextSam, hub: HubServer, tmp_path: Path) -> None:
@@ -311,6 +371,27 @@ def test_saved_and_read_again(processor: TextSamProcessor, tmp_path: Path) -> No
 def test_what_the_processor_cannot_mean(processor, asked: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         processor(**asked)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("points", "input_points"),
+        ("point_labels", "input_labels"),
+        ("boxes", "input_boxes"),
+        ("mask_input", "input_masks"),
+        ("input_box", "input_boxes"),
+        ("texts", "text"),
+    ],
+)
+def test_prompts_under_another_name_are_not_lost(processor, wrong: str, right: str) -> None:
+    with pytest.raises(TypeError, match=rf"Expected {right}=\.\.\. of TextSamProcessor, got {wrong}\."):
+        processor(images=photo(), **{wrong: [1, 2, 3, 4]})
+    with pytest.raises(TypeError, match=rf"Expected {right}="):
+        processor.image_processor(photo(), **{wrong: [1, 2, 3, 4]})
+    with pytest.raises(TypeError, match="Expected text="):
+        processor.image_processor(photo(), text="cat")
+    assert "pixel_values" in processor(images=photo(), padding=True, images_kwargs={})  # of transformers
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from textsam.language.vocabulary import UnknownNameError, Vocabulary, normalize,
 NAMES = [
     "dog", "cat", "person", "hot dog", "cup", "table", "dining table", "bat (animal)", "orange", "orange/tangerine",
     "chest of drawers", "walking stick", "knife", "box", "man", "bus", "glasses", "hot-air balloon", "hot air balloon",
-    "other fish", "mouse", "picture frame", "hat",
+    "other fish", "mouse", "picture frame", "hat", "kitchen & dining table",
 ]  # fmt: skip
 ALIASES = {"bat": "bat (animal)", "tangerine": "orange/tangerine", "aeroplane": "bus"}
 
@@ -66,6 +66,12 @@ def test_every_name_in_every_frame(vocabulary: Vocabulary, name: str, frame: str
         ("small", None),
         ("a photo of", None),
         ("picture frame", "picture frame"),
+        ("a dog.", "dog"),
+        ("small, black dog", "dog"),
+        ("black & white cat", "cat"),
+        ("dog; dogs", "dog"),
+        ("a dog, sitting on the grass", "dog"),
+        ("a small kitchen & dining table", "kitchen & dining table"),
     ],
 )
 def test_texts(vocabulary: Vocabulary, text: str, name: str | None) -> None:
@@ -89,6 +95,20 @@ def test_unknown_names_are_told_close_ones_and_the_mend(vocabulary: Vocabulary, 
     assert repr(text) in str(caught.value)
     assert repr(close) in str(caught.value)
     assert 'textsam.load(clip="ViT-B-32:openai")' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["cat. dog.", "cat, dog", "a cat; a small dog", "cats|dogs", "cat & dog", "cat + dog", "cat\ndog", "cat / dog",
+     "cat - dog", "a photo of a cat, a dog on the grass", "Cat, small, dog"],
+)  # fmt: skip
+def test_several_things_in_one_text_are_asked_for_as_a_list(vocabulary: Vocabulary, text: str) -> None:
+    assert text not in vocabulary
+    with pytest.raises(
+        UnknownNameError, match=r'several things in one text: ask for a list, \["cat", "dog"\]'
+    ) as caught:
+        vocabulary.find(text)
+    assert caught.value.suggestions == ["cat", "dog"]
 
 
 def test_nothing_close_is_not_made_up(vocabulary: Vocabulary) -> None:

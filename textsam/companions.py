@@ -27,7 +27,10 @@ class CompanionFinder:
     """Finds modules of transformers as Python would, and is told when one has been imported."""
 
     def __init__(self) -> None:
-        self._nesting = threading.local()
+        # Of all threads together: while one imports a part of transformers, our modules would wait for it, and it for
+        # the one that another thread has just finished.
+        self._nesting = 0
+        self._lock = threading.Lock()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -40,13 +43,15 @@ class CompanionFinder:
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            depth = getattr(self._nesting, "depth", 0)
-            self._nesting.depth = depth + 1
+            with self._lock:
+                self._nesting += 1
             try:
                 execute(module)
             finally:
-                self._nesting.depth = depth
-            if depth == 0:  # no module of transformers is half imported now
+                with self._lock:
+                    self._nesting -= 1
+                    outermost = self._nesting == 0
+            if outermost:  # no module of transformers is half imported now
                 import_companions()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]

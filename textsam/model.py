@@ -36,12 +36,14 @@ class TextSamModel(TextSamNetwork, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image", "text"]
     _no_split_modules = ["Block", "TwoWayAttentionBlock", "InvertedResidual"]
+    _is_made = False
 
     def __init__(self, config: NetworkConfig) -> None:
         config = config if isinstance(config, TextSamConfig) else TextSamConfig.of(config)
         PreTrainedModel.__init__(self, config)  # TextSamNetwork's own would leave out what transformers prepares
         self.add_parts(config)
         self.post_init()
+        self._is_made = True
 
     @classmethod
     def of(cls, network: TextSamNetwork) -> TextSamModel:
@@ -69,11 +71,24 @@ class TextSamModel(TextSamNetwork, PreTrainedModel):
             raise ValueError("Expected plain weights to save, got quantised ones: load the model without quantize.")
         super().save_pretrained(*args, **kwargs)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Start values of the text parameters, which a SAM checkpoint lacks; all else starts in its constructor.
+    def initialize_weights(self) -> None:
+        """Start values, which transformers asks for when the model is made, and for what a checkpoint then lacks.
 
-        transformers calls this for each module of which a checkpoint lacks something.
+        That is memory nobody has written to: it gets the values of a new network, whose constructors know them all.
         """
+        if not self._is_made:
+            super().initialize_weights()
+            return
+        tensors = self.state_dict(keep_vars=True)
+        lacking = [name for name, tensor in tensors.items() if not getattr(tensor, "_is_hf_initialized", False)]
+        if lacking:
+            start = TextSamNetwork(self.config).state_dict()
+            with torch.no_grad():
+                for name in lacking:
+                    tensors[name].copy_(start[name])
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Start values of the text parameters of a new model; all else starts in its constructor."""
         if isinstance(module, PromptEncoder):
             nn.init.zeros_(module.modality_means)
         elif isinstance(module, (nn.Linear, nn.Embedding)):

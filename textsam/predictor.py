@@ -286,7 +286,7 @@ class TextSam:
         Raises:
             As `predict`.
         """
-        names = check_texts(texts) if isinstance(texts, str) or len(texts) else []
+        names = [] if isinstance(texts, (list, tuple)) and not texts else check_texts(texts)
         encoded = self._current_image() if image is None else self._encode([read_image(image)])[0]
         if not names:
             return np.zeros(0, dtype=np.float32)

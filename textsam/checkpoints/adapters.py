@@ -129,20 +129,19 @@ def load_adapter(model: TextSamNetwork, path_or_id: str | os.PathLike[str]) -> T
         path_or_id: as for `read_adapter`, whose errors it also raises.
 
     Raises:
-        ValueError: the adapter is for another width of CLIP or form of projection, or does not fit wholly. The model
+        ValueError: the adapter is for another CLIP, template or form of projection, or does not fit wholly. The model
             is then unchanged.
     """
     fields, tensors = read_adapter(path_or_id)
-    for name in ("clip_dim", "text_projection", "dense_text"):
-        if getattr(model.config, name) != fields[name]:
+    for name, value in fields.items():  # another CLIP, too: its encoders may be made already
+        if getattr(model.config, name) != value:
             raise ValueError(
-                f"The adapter {os.fspath(path_or_id)} has {name} {fields[name]!r}, this model "
+                f"The adapter {os.fspath(path_or_id)} has {name} {value!r}, this model "
                 f"{getattr(model.config, name)!r}; textsam.load(..., adapter=...) builds the model to fit the adapter."
             )
     state_dict = model.state_dict()
     expected = {name: state_dict[name] for name in model.text_parameter_names()}
     check_state_dict(expected, tensors, (), f"The adapter {os.fspath(path_or_id)}")
     model.load_state_dict(tensors, strict=False)  # complete: the line above compared all that an adapter holds
-    for name, value in {**fields, "text_trained": True}.items():
-        setattr(model.config, name, value)
+    model.config.text_trained = True
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,19 +100,20 @@ def deferred_encoders(
     config: NetworkConfig, device: torch.device
 ) -> tuple[Callable[[], TextEncoder], Callable[[], CropEncoder]]:
     """Functions that fetch the CLIP that the configuration names, for whoever needs it first."""
-    name, tag, template = config.clip_name, config.clip_pretrained, config.clip_template
+    clip = config.clip_name, config.clip_pretrained
+    return partial(_text_encoder, *clip, config.clip_template, device), partial(_crop_encoder, *clip, device)
 
-    def text_encoder() -> TextEncoder:
-        from textsam.language.clip import TextEncoder
 
-        return TextEncoder.from_pretrained(name, tag, template=template).to(device)
+def _text_encoder(name: str, tag: str, template: str, device: torch.device) -> TextEncoder:
+    from textsam.language.clip import TextEncoder
 
-    def crop_encoder() -> CropEncoder:
-        from textsam.language.clip import CropEncoder
+    return TextEncoder.from_pretrained(name, tag, template=template, device=device)
 
-        return CropEncoder.from_pretrained(name, tag).to(device)
 
-    return text_encoder, crop_encoder
+def _crop_encoder(name: str, tag: str, device: torch.device) -> CropEncoder:
+    from textsam.language.clip import CropEncoder
+
+    return CropEncoder.from_pretrained(name, tag, device=device)
 
 
 def named_encoders(clip: str, config: NetworkConfig, device: torch.device) -> tuple[TextEncoder, CropEncoder]:
@@ -128,7 +130,7 @@ def named_encoders(clip: str, config: NetworkConfig, device: torch.device) -> tu
     from textsam.language.clip import CropEncoder, TextEncoder, parse_clip_name
 
     name, tag = parse_clip_name(clip)
-    text_encoder = TextEncoder.from_pretrained(clip, template=config.clip_template).to(device)
+    text_encoder = TextEncoder.from_pretrained(clip, template=config.clip_template, device=device)
     if speaks_clip(config):
         trained_for = ":".join(part for part in (config.clip_name, config.clip_pretrained) if part)
         if text_encoder.embed_dim != config.clip_dim:
@@ -139,7 +141,7 @@ def named_encoders(clip: str, config: NetworkConfig, device: torch.device) -> tu
         own_name = config.clip_name.removesuffix("-quickgelu")  # open_clip's second name for the same weights
         if (name.removesuffix("-quickgelu"), tag) != (own_name, config.clip_pretrained):
             logger.warning("The model was trained for %s; embeddings of %s may mean little to it.", trained_for, clip)
-    return text_encoder, CropEncoder.from_pretrained(clip).to(device)
+    return text_encoder, CropEncoder.from_pretrained(clip, device=device)
 
 
 def speaks_clip(config: NetworkConfig) -> bool:

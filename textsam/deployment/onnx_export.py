@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn import functional as F
 
 from textsam.deployment.onnx_modules import (
     OnnxImageEncoder,
     OnnxMaskDetail,
     OnnxPromptDecoder,
     OnnxTextEncoder,
+    as_exported,
     image_parts,
 )
 from textsam.language.small_clip import MAX_WORDS, SmallTextEncoder
@@ -63,9 +65,9 @@ def export_onnx(
     _require("onnx", "onnxscript", "onnxruntime")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model = sam.network.float().cpu()
+    model = as_exported(sam.network)
     encoder = sam.carried_encoders[0] if model.config.text_trained else None
-    small = encoder.float().cpu() if isinstance(encoder, SmallTextEncoder) else None
+    small = as_exported(encoder) if isinstance(encoder, SmallTextEncoder) else None
     side = model.config.image_size
     with tempfile.TemporaryDirectory(dir=folder) as scratch, torch.no_grad():
         part = Path(scratch)
@@ -178,12 +180,16 @@ def _configuration(config: Any, parts: list[str], text_encoder: SmallTextEncoder
         "text_trained": config.text_trained,
         "clip_name": config.clip_name,
         "names": {},
+        "vectors": {},
     }
     if text_encoder is not None:
         vocabulary = text_encoder.vocabulary
         names = {name: name for name in vocabulary.names}
         content |= {"num_buckets": text_encoder.num_buckets, "max_words": MAX_WORDS}
         content["names"] = {spelling.lower(): name for spelling, name in (vocabulary.aliases | names).items()}
+        if text_encoder.num_extra:
+            vectors = F.normalize(text_encoder.extra, dim=-1).tolist()
+            content["vectors"] = dict(zip(vocabulary.names[-text_encoder.num_extra :], vectors, strict=True))
     return content
 
 

@@ -6,7 +6,9 @@ K = 0, no text is T = 0, no mask is `has_mask` 0. As in SAM's own ONNX file, a b
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,8 @@ from textsam.modeling.mask_detail import draw_boxes, draw_clicks
 from textsam.modeling.structures import DrawnPrompts, ImageEmbeddings, PromptEmbeddings
 from textsam.modeling.text_sam import TextSamNetwork
 
+Module = TypeVar("Module", bound=nn.Module)
+
 # What an encoded image consists of, in this order; a model has the first and any of the others.
 IMAGE_OUTPUTS = ("image_embeddings", "skip4", "skip8", "similarity_features", "presence_features")
 
@@ -26,6 +30,11 @@ def image_parts(image: ImageEmbeddings) -> dict[str, Tensor]:
     skips = image.high_res_features or (None, None)
     parts = (image.image_embeddings, *skips, image.similarity_features, image.presence_features)
     return {name: part for name, part in zip(IMAGE_OUTPUTS, parts, strict=True) if part is not None}
+
+
+def as_exported(module: Module) -> Module:
+    """A copy with the weights of the graphs, float32 on the CPU: the caller goes on with its own as it is."""
+    return copy.deepcopy(module).float().cpu().eval()
 
 
 class OnnxImageEncoder(nn.Module):
@@ -40,7 +49,7 @@ class OnnxImageEncoder(nn.Module):
 
 
 class OnnxTextEncoder(nn.Module):
-    """`SmallTextEncoder` after its words were cut into n-grams."""
+    """`SmallTextEncoder` after its words were cut into n-grams; names with vectors of their own are not looked up."""
 
     def __init__(self, encoder: SmallTextEncoder) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from textsam.deployment.onnx_modules import image_parts
+from textsam.deployment.onnx_modules import as_exported, image_parts
 from textsam.predictor import TextSam
 
 ROUNDS = 5
@@ -42,7 +42,9 @@ def compare(sam: TextSam, folder: Path, prompts: int = 1, rounds: int = ROUNDS) 
     def session(name: str) -> Any:
         return onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
 
-    model, generator = sam.network, torch.Generator().manual_seed(0)
+    with torch.inference_mode(False):  # the kernels do not take weights that were made within
+        model = as_exported(sam.network)
+    generator = torch.Generator().manual_seed(0)
     side, queries = model.config.image_size, int(model.config.text_trained)
     pixels = torch.randn(1, 3, side, side, generator=generator)
     encode = session("image_encoder.onnx")

@@ -2,8 +2,9 @@
 
     python segment.py PHOTO WORD [WORD ...]
 
-writes WORD.png, everything in the photo that WORD names, and prints how likely it is there at all. Simpler than TextSAM
-itself: names must be spelled as in config.json, and a word's instances are one mask, with the decoder's own presence.
+writes WORD.png ("-" for "/"), everything in the photo that WORD names, and prints how likely it is there at all.
+Simpler than TextSAM itself: names must be spelled as in config.json, and a word's instances are one mask, with the
+decoder's own presence.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 HERE = Path(__file__).parent
 SESSIONS: dict = {}
@@ -43,14 +44,14 @@ def encode_image(photo: np.ndarray) -> tuple[dict, tuple[int, int]]:
 
 
 def encode_texts(texts: list[str]) -> np.ndarray:
-    """Q known names -> (Q, D): each word is its 3- to 5-letter pieces, hashed."""
+    """Q known names -> (Q, D): each word is its 3- to 5-letter pieces, hashed; some names have vectors of their own."""
     sizes = config()
     unknown = [text for text in texts if text.lower() not in sizes["names"]]
     if unknown:
         raise SystemExit(f"{unknown[0]!r} is not among the {len(sizes['names'])} names in config.json.")
-    rows = []
-    for text in texts:
-        words = [f"<{word}>" for word in reversed(sizes["names"][text.lower()].split()[-sizes["max_words"] :])]
+    rows, names = [], [sizes["names"][text.lower()] for text in texts]
+    for name in names:
+        words = [f"<{word}>" for word in reversed(name.split()[-sizes["max_words"] :])]
         pieces = [{word, *(word[i : i + n] for n in (3, 4, 5) for i in range(len(word) - n + 1))} for word in words]
         rows.append([[zlib.crc32(piece.encode()) % sizes["num_buckets"] for piece in word] for word in pieces])
     shape = (len(rows), max(map(len, rows)), max(len(word) for row in rows for word in row))
@@ -58,7 +59,10 @@ def encode_texts(texts: list[str]) -> np.ndarray:
     for q, row in enumerate(rows):
         for w, word in enumerate(row):
             ngrams[q, w, : len(word)] = word
-    return run("text_encoder.onnx", {"ngrams": ngrams})[0]
+    embeddings = run("text_encoder.onnx", {"ngrams": ngrams})[0]
+    for q, name in enumerate(names):
+        embeddings[q] = sizes["vectors"].get(name, embeddings[q])
+    return embeddings
 
 
 def decode(
@@ -170,13 +174,13 @@ def redraw(
 
 
 def main(photo_path: str, *texts: str) -> None:
-    photo = np.asarray(Image.open(photo_path).convert("RGB"))
+    photo = np.asarray(ImageOps.exif_transpose(Image.open(photo_path)).convert("RGB"))
     image, resized_hw = encode_image(photo)
     asked = np.zeros((len(texts), 0, 2)), np.zeros((len(texts), 0)), encode_texts(list(texts))[:, None]
     logits, _, presence = decode(image, *asked)
     masks = redraw(photo, logits[:, 0], resized_hw, *asked)
     for text, mask, score in zip(texts, masks, presence[:, 0], strict=True):
-        Image.fromarray(mask).save(f"{text}.png")
+        Image.fromarray(mask).save(f"{text.replace('/', '-')}.png")
         sys.stdout.write(f"{text}: there with {1 / (1 + np.exp(-score)):.2f}, {mask.mean():.1%} of the photo\n")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,29 @@ from transformers.image_processing_utils import BaseImageProcessor
 from textsam.config import NetworkConfig
 from textsam.files.images import read_image
 from textsam.prompting.transforms import ImageGeometry, postprocess_masks, preprocess_image
+
+# The arguments of `TextSam.predict` under the names of transformers' processors.
+PROCESSOR_NAMES = {
+    "text": "text",
+    "points": "input_points",
+    "point_labels": "input_labels",
+    "boxes": "input_boxes",
+    "mask_input": "input_masks",
+}
+
+
+def refuse_prompts(options: Collection[str]) -> None:
+    """
+    Args:
+        options: names of arguments that a processor does not need.
+    Raises:
+        TypeError: one is meant as a prompt, which would be lost.
+    """
+    known = {**PROCESSOR_NAMES, **{name: name for name in PROCESSOR_NAMES.values()}}
+    for option in options:
+        close = difflib.get_close_matches(option, known, n=1, cutoff=0.85)
+        if close:
+            raise TypeError(f"Expected {known[close[0]]}=... of TextSamProcessor, got {option}.")
 
 
 class TextSamImageProcessor(BaseImageProcessor):
@@ -45,16 +69,19 @@ class TextSamImageProcessor(BaseImageProcessor):
         """The one that a model of this configuration needs."""
         return cls({"longest_edge": config.image_size}, config.patch_size, config.pixel_mean, config.pixel_std)
 
-    def preprocess(self, images: Any, return_tensors: str = "pt", **unused: Any) -> BatchFeature:  # type: ignore[override]
+    def preprocess(self, images: Any, return_tensors: str = "pt", **options: Any) -> BatchFeature:  # type: ignore[override]
         """
         Args:
             images: one photo or a list of B: all that `textsam.files.images.read_image` takes.
+            options: others of transformers' are taken and not needed.
         Returns:
             pixel_values (B, 3, S, S) float32; original_sizes and reshaped_input_sizes, both (B, 2) int64, height and
             width before and after the resizing.
         Raises:
             ValueError: return_tensors is not "pt"; or as `read_image`.
+            TypeError: a prompt.
         """
+        refuse_prompts(options)
         if return_tensors not in ("pt", None):
             raise ValueError(f'Expected return_tensors="pt", got {return_tensors!r}: the model is PyTorch\'s.')
         photos = [read_image(image) for image in (images if isinstance(images, (list, tuple)) else [images])]

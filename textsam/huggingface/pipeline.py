@@ -43,6 +43,7 @@ class TextPromptedSegmentationPipeline(Pipeline):
     reads (Meta's files, transformers' SamModel, adapters) is given as its result: `model=textsam.load(...)`.
     """
 
+    processor: TextSamProcessor
     _load_processor: Any = None  # needed for a TextSamModel; a TextSam has it all
     _load_image_processor: Any = False
     _load_feature_extractor: Any = False
@@ -64,7 +65,7 @@ class TextPromptedSegmentationPipeline(Pipeline):
                 f"Expected a TextSAM model, got {type(model).__name__}: pass model=textsam.load(...), which also reads "
                 "SAM's own checkpoints."
             )
-        processor = processor or TextSamProcessor.of_config(self.sam.network.config)
+        processor = processor or TextSamProcessor.of_config(self.sam.network.config, *self.sam.carried_encoders)
         # transformers makes batches for those pipelines that have an image processor.
         super().__init__(model=self.sam.model, image_processor=processor.image_processor, **kwargs)
         self.processor = processor
@@ -87,6 +88,14 @@ class TextPromptedSegmentationPipeline(Pipeline):
             ValueError, TypeError: as `TextSam.predict`.
         """
         return super().__call__(inputs, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """The model and its processor, with the small encoders: what `pipeline(..., model=save_directory)` reads.
+
+        transformers' own would call the pipeline custom code, write its source, and change the model's configuration.
+        """
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         unknown = set(kwargs) - {*PROMPTS, *OPTIONS}

@@ -15,7 +15,7 @@ from textsam.checkpoints.encoders import CROP_ENCODER, TEXT_ENCODER, deferred_en
 from textsam.checkpoints.hub import HubOptions, download
 from textsam.checkpoints.loading import PACKAGED
 from textsam.config import NetworkConfig
-from textsam.huggingface.image_processing import TextSamImageProcessor
+from textsam.huggingface.image_processing import TextSamImageProcessor, refuse_prompts
 from textsam.huggingface.prompt_tensors import prompt_tensors
 from textsam.language.words import Words
 from textsam.model import TextSamConfig
@@ -115,7 +115,7 @@ class TextSamProcessor(ProcessorMixin):
         input_boxes: Any = None,
         input_masks: Any = None,
         return_tensors: str = "pt",
-        **unused: Any,
+        **options: Any,
     ) -> BatchFeature:
         """
         Args:
@@ -124,13 +124,16 @@ class TextSamProcessor(ProcessorMixin):
             input_points, input_labels, input_boxes, input_masks: for one photo as points, point_labels, boxes and
                 mask_input of `TextSam.predict`, in pixels of the photo, also with SAM's further axis for the photo in
                 front; for a list of photos lists of B. Photos with fewer points are filled up with label -1.
+            options: others of transformers' are taken and not needed.
         Returns:
             pixel_values (B, 3, S, S), original_sizes and reshaped_input_sizes (B, 2), and as far as they were asked
             point_coords (N, K, 2), point_labels (N, K), boxes (N, 4), mask_input (N, 1, 4h, 4w), text_embeddings
             (N, D) and, for several photos, image_index (N,): all that `model(**inputs)` takes.
         Raises:
-            ValueError, TypeError: as `TextSam.predict`; or the photos have different kinds of prompts.
+            ValueError, TypeError: as `TextSam.predict`; the photos have different kinds of prompts; or a prompt under
+                another name.
         """
+        refuse_prompts(options)
         if images is None:
             raise ValueError("Expected images, got none.")
         inputs = self.image_processor(images, return_tensors=return_tensors)

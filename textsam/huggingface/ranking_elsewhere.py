@@ -16,11 +16,10 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from textsam.files.images import read_image
+from textsam.files.images import RgbImage, read_image
 from textsam.language.words import Words
-from textsam.prompting.answers import names_of
 from textsam.prompting.detections import stability_scores, to_detections, to_numpy
-from textsam.prompting.prompts import check_geometry
+from textsam.prompting.prompts import GeometricPrompts, check_geometry
 from textsam.prompting.questions import ask
 from textsam.prompting.ranker import Ranker
 from textsam.prompting.ranking import MaskEmbedder, RankingOptions
@@ -94,6 +93,29 @@ class RankedSegmenter:
         texts = question.texts or []
         if len(texts) not in (0, 1, len(prompts)):
             raise ValueError(f"Expected one text, or one for each of {len(prompts)} prompt sets, got {len(texts)}.")
+        class_id, names = prompts.class_id, prompts.class_names
+        if texts:
+            names = texts * (len(prompts) if len(texts) == 1 else 1)
+            class_id = np.array([list(dict.fromkeys(texts)).index(name) for name in names], dtype=np.int64)
+        masks, predicted_iou, stability = self._segment(pixels, prompts)
+        found = to_detections(
+            masks,
+            confidence=predicted_iou.clip(0, 1),
+            class_id=class_id,
+            class_names=names,
+            data={
+                "predicted_iou": predicted_iou,
+                "stability_score": stability,
+                "prompt_index": np.arange(len(prompts)),
+                "mask_index": np.zeros(len(prompts), np.int64),
+            },
+        )
+        return found if threshold is None else found[found.confidence >= threshold]  # type: ignore[return-value]
+
+    def _segment(self, pixels: RgbImage, prompts: GeometricPrompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The model's masks (N, H, W) of N prompt sets, their predicted IoU (N,) and stability (N,)."""
+        if not len(prompts):  # which the processors do not take
+            return np.zeros((0, *pixels.shape[:2]), bool), np.zeros(0, np.float32), np.zeros(0, np.float32)
         given = {
             "input_points": None if prompts.point_coords is None else [prompts.point_coords.tolist()],
             "input_labels": None if prompts.point_labels is None else [prompts.point_labels.tolist()],
@@ -102,17 +124,5 @@ class RankedSegmenter:
         inputs = self.processor(images=Image.fromarray(pixels), return_tensors="pt", **given).to(self.model.device)
         output = self.model(**inputs, multimask_output=False)
         masks = self.processor.post_process_masks(output.pred_masks.cpu(), inputs["original_sizes"].cpu())[0][:, 0]
-        predicted_iou = to_numpy(output.iou_scores[0, :, 0])
-        index = np.arange(len(prompts)) if len(texts) > 1 else np.zeros(len(prompts), np.int64)
-        found = to_detections(
-            to_numpy(masks),
-            confidence=predicted_iou.clip(0, 1),
-            class_id=index if texts else prompts.class_id,
-            class_names=names_of(question, index) if texts else prompts.class_names,
-            data={
-                "predicted_iou": predicted_iou,
-                "stability_score": to_numpy(stability_scores(output.pred_masks[0, :, 0].float())),
-                "prompt_index": np.arange(len(prompts)),
-            },
-        )
-        return found if threshold is None else found[found.confidence >= threshold]  # type: ignore[return-value]
+        stability = to_numpy(stability_scores(output.pred_masks[0, :, 0].float()))
+        return to_numpy(masks), to_numpy(output.iou_scores[0, :, 0]), stability

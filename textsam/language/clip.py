@@ -26,7 +26,7 @@ SCHEMAS = ("hf-hub:", "local-dir:")
 TEXT_BATCH_SIZE = 256
 CROP_BATCH_SIZE = 16  # crops at a time, whatever N: bounds memory
 
-_loaded: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
+_loaded: WeakValueDictionary[tuple[str, torch.device], nn.Module] = WeakValueDictionary()
 
 
 class ClipNotAvailableError(OSError):
@@ -67,8 +67,12 @@ def parse_clip_name(name: str, pretrained: str | None = None) -> tuple[str, str 
     return model, tag
 
 
-def load_open_clip(name: str, pretrained: str | None = None) -> tuple[nn.Module, Callable[..., Tensor]]:
-    """The CLIP model, with its real weights, and its tokenizer; a model that is still in use is not loaded twice.
+def load_open_clip(
+    name: str, pretrained: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[nn.Module, Callable[..., Tensor]]:
+    """The CLIP model, with its real weights, and its tokenizer; what is in use on this device is not loaded twice.
+
+    All users share the model, so do not move it: ask for another device.
 
     Raises:
         ValueError: an unknown name (see `parse_clip_name`).
@@ -78,9 +82,10 @@ def load_open_clip(name: str, pretrained: str | None = None) -> tuple[nn.Module,
 
     model_name, tag = parse_clip_name(name, pretrained)
     full_name = model_name if tag is None else f"{model_name}:{tag}"
+    device = torch.empty(0, device=device).device  # "cuda" is "cuda:0"
     try:
-        model = _loaded.get(full_name)
-        if model is None:
+        model = _loaded.get((full_name, device))
+        if model is None or next(model.parameters()).device != device:
             # open_clip 3 only warns when the activation differs from the one that a tag was trained with.
             quick_gelu = tag is not None and open_clip.get_pretrained_cfg(model_name, tag).get("quick_gelu", False)
             # `require_pretrained`: without it a Hub model whose weights are missing would be left random.
@@ -94,7 +99,7 @@ def load_open_clip(name: str, pretrained: str | None = None) -> tuple[nn.Module,
             f"CLIP {full_name!r} is neither in this machine's cache nor could it be downloaded ({reason}). Connect to "
             'the network once, or give weights that you have: "MODEL:/path/to/weights" or "local-dir:/path/to/folder".'
         ) from error
-    _loaded[full_name] = model
+    _loaded[full_name, device] = model.to(device)
     return model, tokenizer
 
 
@@ -121,9 +126,11 @@ class TextEncoder(nn.Module):
             self.embed_dim = int(model.encode_text(tokenizer(["a"]).to(self.device)).shape[-1])
 
     @classmethod
-    def from_pretrained(cls, name: str, pretrained: str | None = None, *, template: str = "{}") -> TextEncoder:
+    def from_pretrained(
+        cls, name: str, pretrained: str | None = None, *, template: str = "{}", device: str | torch.device = "cpu"
+    ) -> TextEncoder:
         """Load by name, such as "ViT-B-32:openai" (see `load_open_clip` for the errors)."""
-        return cls(*load_open_clip(name, pretrained), template=template)
+        return cls(*load_open_clip(name, pretrained, device), template=template)
 
     @property
     def device(self) -> torch.device:
@@ -181,9 +188,11 @@ class CropEncoder(nn.Module):
             self.embed_dim = int(self.tower.embed_inside(pixels, inside).shape[-1])
 
     @classmethod
-    def from_pretrained(cls, name: str, pretrained: str | None = None) -> CropEncoder:
+    def from_pretrained(
+        cls, name: str, pretrained: str | None = None, *, device: str | torch.device = "cpu"
+    ) -> CropEncoder:
         """Load by name, such as "ViT-B-32:openai" (see `load_open_clip` for the errors)."""
-        return cls(load_open_clip(name, pretrained)[0])
+        return cls(load_open_clip(name, pretrained, device)[0]).to(device)
 
     @property
     def device(self) -> torch.device:

@@ -46,6 +46,8 @@ _ADJECTIVE_WORDS = """
 """
 # Endings of participles and of derived adjectives: fluffy, striped, sitting, golden, colourful, reddish, famous.
 _ADJECTIVE_ENDINGS = ("y", "ed", "ing", "en", "ful", "less", "ish", "ous", "ive", "able", "ible", "ic", "est")
+# What divides two things in one text: "cat. dog.", "cat | dog". `normalize` would make an adjective of the first.
+_DIVIDER = re.compile(r"[.,;!?|+&\n]| [-/]+ ")
 _DETERMINERS = frozenset(_DETERMINER_WORDS.split())
 _ADJECTIVES = frozenset(_ADJECTIVE_WORDS.split())
 _IRREGULAR_PLURALS = {
@@ -56,11 +58,19 @@ _IRREGULAR_PLURALS = {
 
 
 class UnknownNameError(ValueError):
-    """A text that names nothing of the embedded vocabulary; `suggestions` holds close known names."""
+    """A text that names nothing of the embedded vocabulary, or several things; `suggestions` holds known names.
 
-    def __init__(self, text: str, suggestions: Sequence[str] = ()) -> None:
+    Args:
+        suggestions: close names, or with `several` those that the text names.
+    """
+
+    def __init__(self, text: str, suggestions: Sequence[str] = (), *, several: bool = False) -> None:
         self.text = text
         self.suggestions = list(suggestions)
+        if several:
+            listed = json.dumps(self.suggestions, ensure_ascii=False)
+            super().__init__(f"{_shorten(text)!r} names several things in one text: ask for a list, {listed}.")
+            return
         close = f" Names spelled alike: {', '.join(map(repr, self.suggestions))}." if self.suggestions else ""
         super().__init__(
             f"the embedded text encoder does not know {_shorten(text)!r}.{close} "
@@ -146,6 +156,7 @@ class Vocabulary:
         for key, name in list(self._name_of.items()):
             self._name_of.setdefault(_plain(key), name)
         self._words = {word for key in self._name_of for word in key.split()}
+        self._divided = [key for key in self._name_of if _DIVIDER.search(key)]
         self._longest = max((key.count(" ") + 1 for key in self._name_of), default=0)
 
     def __len__(self) -> int:
@@ -161,10 +172,13 @@ class Vocabulary:
         grass") and frames such as "a photo of" do not matter.
 
         Raises:
-            UnknownNameError: no known name is asked for; the message names close ones.
+            UnknownNameError: no known name is asked for; the message names close ones. Or several are ("cat, dog").
         """
         name = self._find(text)
         if name is None:
+            several = self._several(text)
+            if several:
+                raise UnknownNameError(text, several, several=True)
             raise UnknownNameError(text, self.suggest(text))
         return name
 
@@ -191,6 +205,8 @@ class Vocabulary:
         whole = self._lookup(cleaned.split())
         if whole is not None:
             return whole
+        if self._several(text):
+            return None
         framed = self._without_frame(cleaned)
         for words, only_whole in ((framed, True), (_PREPOSITION.split(f"{' '.join(framed)} ")[0].split(), False)):
             # "chest of drawers" and "walking stick" are names, although they look like a noun and what follows it.
@@ -202,6 +218,17 @@ class Vocabulary:
                 if name is not None and self._are_modifiers(words[:-length]):
                     return name
         return None
+
+    def _several(self, text: str) -> list[str]:
+        """The names that the parts of a divided text ask for, if there are at least two."""
+        text = text.lower()
+        for key in self._divided:  # "kitchen & dining room table" is one thing
+            text = text.replace(key, _plain(key))
+        parts = [part for part in _DIVIDER.split(text) if part.strip()]
+        if len(parts) < 2:
+            return []
+        names = list(dict.fromkeys(name for part in parts if (name := self._find(part)) is not None))
+        return names if len(names) > 1 else []
 
     def _lookup(self, words: list[str]) -> str | None:
         if not words:

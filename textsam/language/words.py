@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import RLock
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -50,6 +50,13 @@ class Words:
         self.store: TextStore | None = None
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the lock, which neither goes to other processes nor into copies."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=RLock())
 
     @property
     def encoder(self) -> WordEncoder | None:

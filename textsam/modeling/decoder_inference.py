@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from textsam.modeling.layers import LayerNorm2d, linear
+from textsam.modeling.layers import LayerNorm2d, is_hooked, linear
 from textsam.modeling.native_layers import parts_of
 from textsam.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 
@@ -77,8 +77,11 @@ def decode_in_chunks(
 
 
 def is_foldable(transformer: TwoWayTransformer, upscaling: nn.Sequential, num_tokens: int) -> bool:
-    """Whether this way applies: plain layers with biases, and few enough tokens for it to save work."""
-    attentions = [module for module in parts_of(transformer) if isinstance(module, Attention)]
+    """Whether this way applies: plain layers with biases and no hooks, and few enough tokens for it to save work."""
+    parts = parts_of(transformer)
+    if any(map(is_hooked, [*parts, *parts_of(upscaling)])):
+        return False
+    attentions = [module for module in parts if isinstance(module, Attention)]
     plain = all(
         type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and layer.bias is not None
         for attention in attentions

@@ -106,6 +106,11 @@ def linear_layer(x: Tensor, layer: nn.Module, act: nn.Module | None = None) -> T
     return y if act is None else act(y)
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether forward hooks wait for a call of the module, which is then not to be computed past it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def is_cpu_inference(x: Tensor) -> bool:
     """No gradients, on a CPU, and neither under autocast nor being traced: there the plain operations serve."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):

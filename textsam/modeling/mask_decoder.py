@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from textsam.modeling.decoder_inference import decode_in_chunks, is_foldable
 from textsam.modeling.decoder_native import PackedTransformer, decode_natively
-from textsam.modeling.layers import MLP, LayerNorm2d, is_cpu_inference
+from textsam.modeling.layers import MLP, LayerNorm2d, is_cpu_inference, is_hooked
 from textsam.modeling.mask_refiner import MaskQuality, MaskRefiner
 from textsam.modeling.native_layers import PackedUpscaling, packed
 from textsam.modeling.prompt_encoder import GeometryMaps
@@ -172,7 +172,8 @@ class MaskDecoder(nn.Module):
         transformer."""
         count, grid_hw = tokens.shape[0], mixed.shape[-2:]
         in_order = mixed.shape[0] in (1, count) and count > 0
-        natively = packed(self.transformer, PackedTransformer, tokens) if self.whole_vectors and in_order else None
+        known = self.whole_vectors and in_order and not is_hooked(self.transformer)
+        natively = packed(self.transformer, PackedTransformer, tokens) if known else None
         if natively is not None:
             tokens, image_map = natively(tokens, mixed.flatten(2).contiguous(), image_pe[0].flatten(1).contiguous())
             return tokens, image_map.unflatten(2, grid_hw)

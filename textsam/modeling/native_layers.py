@@ -8,28 +8,43 @@ rows of them in the cache. Their maps are channels last.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from textsam.modeling.layers import is_cpu_inference
+from textsam.modeling.layers import is_cpu_inference, is_hooked
 from textsam.native.kernels import Kernels
 from textsam.native.library import kernels
 
 Packed = TypeVar("Packed")
 Pair = tuple[Tensor, Tensor]
 
+
+class Kept(NamedTuple):
+    """Of a module: what tells whether its parameters are still those that were packed, and what was made of them.
+
+    `state` holds their places and versions. Changes through `.data`, as of averages written by hand, leave both as they
+    are, so the first elements of each parameter, `starts`, are compared with the `seen` ones.
+    """
+
+    state: list[Any]
+    starts: list[Tensor]
+    seen: Tensor
+    made: Any
+
+
 # Beside the modules, not in them: a model that has run can be copied and pickled as before.
-_kept: WeakKeyDictionary[nn.Module, tuple[list[Any], Any]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()
 
 
 def packed(module: nn.Module, make: Callable[[Kernels, Any], Packed], x: Tensor) -> Packed | None:
     """The weights of `module` as the kernels take them, made by `make` and kept until a parameter changes.
 
-    None where its own operations are to serve: other types or devices, gradients, adapters, no kernels.
+    None where its own operations are to serve: other types or devices, gradients, adapters, hooks on layers within, no
+    kernels. Only a change through `.data` that spares the first elements of all parameters goes unseen.
     """
     if x.dtype != torch.float32 or not is_cpu_inference(x) or module.training:
         return None
@@ -44,15 +59,18 @@ def packed(module: nn.Module, make: Callable[[Kernels, Any], Packed], x: Tensor)
                 state.append(parameter.data_ptr())
                 state.append(None if parameter.is_inference() else parameter._version)
         parts += filter(None, part._modules.values())
+        if part is not module and is_hooked(part):
+            return None
     kept = _kept.get(module)
-    if kept is None or kept[0] != state:
+    if kept is None or kept.state != state or not torch.equal(torch.cat(kept.starts), kept.seen):
         plain = all(type(each).__module__.startswith(("torch.nn.modules.", "textsam.")) for each in parts)
         parameters = [each for part in parts for each in part._parameters.values() if each is not None]
         known = all(type(each) is nn.Parameter and each.dtype == torch.float32 for each in parameters)
         if not (plain and known) or None in state:
             return None
-        kept = _kept[module] = (state, make(compiled, module))
-    return kept[1]
+        starts = [each.detach().as_strided((min(each.numel(), 8),), (1,)) for each in parameters]
+        kept = _kept[module] = Kept(state, starts, torch.cat(starts), make(compiled, module))
+    return kept.made
 
 
 def parts_of(module: nn.Module) -> list[nn.Module]:

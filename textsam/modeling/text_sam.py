@@ -168,7 +168,7 @@ class TextSamNetwork(nn.Module):
         Returns:
             `PromptEmbeddings` of N prompts.
         Raises:
-            ValueError: points without labels, or prompts that differ in N.
+            ValueError: points without labels, or prompts or an `image_index` that differ in N.
         """
         given = {
             "point_coords": point_coords,
@@ -182,7 +182,8 @@ class TextSamNetwork(nn.Module):
             raise ValueError(f"All prompts must have the same N, but have {counts}; give each object one row.")
         if (point_coords is None) != (point_labels is None):
             raise ValueError("point_coords and point_labels must come together; give one label per point.")
-        count = next(iter(counts.values()), len(image.image_embeddings))
+        count = next(iter(counts.values()), len(image.image_embeddings if image_index is None else image_index))
+        _check_index(image, image_index, count)
 
         similarity = presence = None
         if text_embeddings is not None:
@@ -224,8 +225,10 @@ class TextSamNetwork(nn.Module):
             image_index: (N,) the image of each prompt; None when B is 1 or N.
         Returns:
             `MaskPredictions`: low_res_logits (N, M, 4h, 4w), iou_predictions (N, M), presence_logits (N,) or None.
+        Raises:
+            ValueError: an `image_index` that is missing or differs in N.
         """
-        image, image_index = _in_order(image, image_index)
+        image, image_index = _in_order(image, image_index, len(prompts.sparse_prompt_embeddings))
         grid_hw = tuple(image.image_embeddings.shape[-2:])
         image_pe = self.prompt_encoder.pe_layer(grid_hw)[None]
         return self.mask_decoder(image, image_pe, prompts, multimask_output, image_index)
@@ -239,7 +242,7 @@ class TextSamNetwork(nn.Module):
         Returns:
             (N, M, H, W) logits, H x W the input's size; threshold 0.
         Raises:
-            ValueError: the image has no `pixel_values`.
+            ValueError: the image has no `pixel_values`, or an `image_index` is missing or differs in N.
         """
         return self.draw_masks(image, low_res_logits, image_index).logits
 
@@ -247,7 +250,7 @@ class TextSamNetwork(nn.Module):
         self, image: ImageEmbeddings, low_res_logits: Tensor, image_index: Tensor | None = None
     ) -> FineDrawing:
         """As `refine_masks`, with what `fine_masks.finish_drawing` goes on from."""
-        image, image_index = _in_order(image, image_index)
+        image, image_index = _in_order(image, image_index, len(low_res_logits))
         if image.pixel_values is None or image.high_res_features is None:
             raise ValueError("image must come from encode_image of a model with fine_masks, but has no pixel_values.")
         return self.fine_masks(image.pixel_values, image.high_res_features[0], low_res_logits, image_index)
@@ -341,11 +344,23 @@ class TextSamNetwork(nn.Module):
         return self.decode_masks(image, prompts, multimask_output=multimask_output, image_index=image_index)
 
 
-def _in_order(image: ImageEmbeddings, image_index: Tensor | None) -> tuple[ImageEmbeddings, Tensor | None]:
+def _check_index(image: ImageEmbeddings, image_index: Tensor | None, count: int) -> None:
+    images = len(image.image_embeddings)
+    if image_index is None and images not in (1, count):
+        raise ValueError(f"{count} prompts on {images} images need image_index; give the image of each prompt.")
+    if image_index is not None and len(image_index) != count:
+        raise ValueError(
+            f"image_index must name the image of each of {count} prompts, but has {len(image_index)}; "
+            "give each prompt one entry."
+        )
+
+
+def _in_order(image: ImageEmbeddings, image_index: Tensor | None, count: int) -> tuple[ImageEmbeddings, Tensor | None]:
     """With as many prompts as images, the image of each prompt in its place: further down, what is of an image and what
     is of a prompt can be told apart by number alone."""
-    count = len(image.image_embeddings)
-    if image_index is None or count == 1 or len(image_index) != count:
+    _check_index(image, image_index, count)
+    images = len(image.image_embeddings)
+    if image_index is None or images == 1 or images != count:
         return image, image_index
     return image.take(image_index), None
 

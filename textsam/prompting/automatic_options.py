@@ -67,8 +67,9 @@ class AutomaticOptions:
         if len(grids) != self.crop_n_layers + 1:
             raise ValueError(f"Expected {self.crop_n_layers + 1} point_grids, one per layer, got {len(grids)}.")
         for grid in grids:
-            if np.ndim(grid) != 2 or np.shape(grid)[1] != 2 or not np.all((np.asarray(grid) >= 0) & (grid <= 1)):
-                raise ValueError(f"Expected point_grids of shape (P, 2) with values in [0, 1], got {np.shape(grid)}.")
+            points = np.asarray(grid)
+            if points.ndim != 2 or points.shape[1] != 2 or not np.all((points >= 0) & (points <= 1)):
+                raise ValueError(f"Expected point_grids of shape (P, 2) with values in [0, 1], got {points.shape}.")
 
     def grid(self, layer: int) -> np.ndarray:
         """(P, 2) float64 xy in [0, 1]: the points of this layer of crops, row by row."""

@@ -11,12 +11,11 @@ from torch import Tensor
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions
 from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.detections import confidence_score, stability_scores
-from textsam.prompting.prompts import GeometricPrompts
+from textsam.prompting.mask_details import only_click
+from textsam.prompting.prompts import PROMPTS_PER_BATCH, GeometricPrompts
 from textsam.prompting.text_instances import clear_padding, mask_agreement
 from textsam.prompting.transforms import ImageGeometry
 
-# Prompt sets in one decoder call: bounds the memory, whatever the number of objects.
-PROMPTS_PER_BATCH = 64
 # Logit of what lies in the padding: far outside.
 _OUTSIDE = -10.0
 
@@ -64,7 +63,7 @@ def segment_prompts(
         similarity: (N, hc, wc) probabilities of those texts, or None.
         multimask_output: True: M = 3 masks for an ambiguous prompt; False: M = 1, SAM's mask 0.
         ring_weight: see `mask_agreement`.
-        click_rounds: of asking again, where each prompt set is one click and a text and M = 1; see `_ask_again`.
+        click_rounds: of asking again, where a prompt set is one click and a text and M = 1; see `_ask_again`.
     """
     device = image.image_embeddings.device
     possible = {
@@ -80,19 +79,25 @@ def segment_prompts(
     logits = torch.zeros(len(prompts), number, height, width, device=device)
     predicted_iou = torch.zeros(len(prompts), number, device=device)
     presence = torch.zeros(len(prompts), device=device)
-    labels = prompts.point_labels
-    one_click = labels is not None and labels.shape[1] == 1 and bool((labels == 1).all())
-    again = one_click and tensors.keys() == {"point_coords", "point_labels", "text_embeddings"}
+    one_click = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    if tensors.keys() == {"point_coords", "point_labels", "text_embeddings"}:
+        labels = tensors["point_labels"]
+        one_click = ((labels >= 0).sum(dim=1) == 1) & (labels == 1).any(dim=1)
     for start in range(0, len(prompts), PROMPTS_PER_BATCH):
         chunk = slice(start, start + PROMPTS_PER_BATCH)
         given = {name: value[chunk] for name, value in tensors.items()}
         decoded = model.decode_masks(image, model.encode_prompts(image, **given), multimask_output=multimask_output)
         if decoded.presence_logits is not None:
             presence[chunk] = decoded.presence_logits.float().sigmoid()
-        if again and click_rounds and not multimask_output:
-            decoded = _ask_again(model, image, given, decoded, click_rounds)
         logits[chunk] = decoded.low_res_logits.float()
         predicted_iou[chunk] = decoded.iou_predictions.float()
+        rows = torch.nonzero(one_click[chunk])[:, 0]
+        if len(rows) and click_rounds > 0 and not multimask_output:
+            asked = only_click(given["point_coords"][rows], given["point_labels"][rows])
+            texts, said = given["text_embeddings"][rows], decoded.low_res_logits[rows]
+            decoded = _ask_again(model, image, asked, texts, said, click_rounds)
+            logits[start + rows] = decoded.low_res_logits.float()
+            predicted_iou[start + rows] = decoded.iou_predictions.float()
     inside = clear_padding(logits, geometry, fill=_OUTSIDE)
     agreement = None
     if similarity is not None:
@@ -113,20 +118,18 @@ def segment_prompts(
 
 
 def _ask_again(
-    model: TextSamNetwork, image: ImageEmbeddings, given: dict[str, Any], decoded: MaskPredictions, rounds: int
+    model: TextSamNetwork, image: ImageEmbeddings, clicks: dict[str, Any], texts: Tensor, said: Tensor, rounds: int
 ) -> MaskPredictions:
-    """What clicks (N, 1, 2) and texts (N, D) say together about the mean of what `decoded` and the clicks alone said.
+    """What N clicks and texts (N, D) say about the mean of what they `said` (N, 1, 4h, 4w) and the clicks alone say.
 
     Where things of one name touch, the name takes in the neighbours; a click alone may stop at a part of the thing.
     """
-    clicks = model.encode_prompts(image, point_coords=given["point_coords"], point_labels=given["point_labels"])
-    alone = model.decode_masks(image, clicks, multimask_output=True)
+    alone = model.decode_masks(image, model.encode_prompts(image, **clicks), multimask_output=True)
     best = alone.iou_predictions.argmax(dim=1)
     rows = torch.arange(len(best), device=best.device)
-    about = (decoded.low_res_logits + alone.low_res_logits[rows, best][:, None]) / 2
+    about = (said + alone.low_res_logits[rows, best][:, None]) / 2
     for _ in range(rounds):
-        decoded = model.decode_masks(
-            image, model.encode_prompts(image, **given, mask_input=about), multimask_output=False
-        )
+        prompts = model.encode_prompts(image, **clicks, text_embeddings=texts, mask_input=about)
+        decoded = model.decode_masks(image, prompts, multimask_output=False)
         about = decoded.low_res_logits
     return decoded

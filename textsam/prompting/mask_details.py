@@ -278,7 +278,7 @@ def _ask_again(
         if kind & 1:
             given["boxes"] = boxes[rows] * side
         if kind & 2:
-            given |= _only_click(points[rows] * side, labels[rows])
+            given |= only_click(points[rows] * side, labels[rows])
         if kind & 4 and texts is not None:
             given["text_embeddings"] = texts[rows]
         answer = model.decode_masks(near, model.encode_prompts(near, **given), multimask_output=False)
@@ -287,7 +287,7 @@ def _ask_again(
     return logits
 
 
-def _only_click(points: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def only_click(points: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """(N, K, 2) px and (N, K), of which one in each row is no padding -> that one, as `encode_prompts` takes it."""
     place = (labels >= 0).long().argmax(dim=1, keepdim=True)
     return {

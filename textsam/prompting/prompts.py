@@ -16,6 +16,8 @@ from textsam.language.vocabulary import validate_texts
 from textsam.prompting.detections import UNNAMED_CLASS, to_numpy
 from textsam.prompting.transforms import ImageGeometry, mask_to_low_res_logits
 
+# Prompts in one decoder call: bounds the memory, whatever the number of objects.
+PROMPTS_PER_BATCH = 64
 # Labels of points: background, foreground, and a point that only fills up a shorter list.
 POINT_LABELS = (0, 1, -1)
 

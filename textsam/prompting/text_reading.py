@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from textsam.modeling.structures import ImageEmbeddings
 from textsam.modeling.text_sam import TextSamNetwork
+from textsam.prompting.prompts import PROMPTS_PER_BATCH
 from textsam.prompting.text_instances import OUTSIDE, TextInstances, clear_padding
 from textsam.prompting.transforms import ImageGeometry
 
@@ -44,16 +45,19 @@ def read_texts(
     if len(text_embeddings) == 0:
         none = TextInstances.none(image)
         return TextReading(none.presence, none.low_res_logits, none.predicted_iou, similarity)
-    prompts = model.encode_prompts(image, text_embeddings=text_embeddings)
-    decoded = model.decode_masks(image, prompts, multimask_output=False)
-    presence = decoded.presence_logits.float().sigmoid()  # type: ignore[union-attr]
-    logits = clear_padding(decoded.low_res_logits[:, 0].float(), geometry, fill=OUTSIDE)
+    parts = []
+    for texts in text_embeddings.split(PROMPTS_PER_BATCH):
+        prompts = model.encode_prompts(image, text_embeddings=texts)
+        decoded = model.decode_masks(image, prompts, multimask_output=False)
+        parts.append((decoded.presence_logits, decoded.low_res_logits[:, 0], decoded.iou_predictions[:, 0]))
+    presence, logits, predicted_iou = (torch.cat(each).float() for each in zip(*parts, strict=True))
+    presence, logits = presence.sigmoid(), clear_padding(logits, geometry, fill=OUTSIDE)
     if similarity is not None:
         if not model.config.dense_text:  # which tells where a text stands out, be it there or not
             presence = (presence * similarity.flatten(1).amax(1)).sqrt()
         allowed = F.interpolate((similarity > 0)[None].float(), tuple(logits.shape[-2:]), mode="nearest")[0] > 0
         logits = torch.where(allowed, logits, OUTSIDE)
-    return TextReading(presence, logits, decoded.iou_predictions[:, 0].float(), similarity)
+    return TextReading(presence, logits, predicted_iou, similarity)
 
 
 def similarity_probability(
