@@ -60,7 +60,7 @@ def video(
     """
     from textsam.files.export import draw_overlay
     from textsam.files.frame_records import FrameRecords
-    from textsam.files.runs import file_identity
+    from textsam.files.runs import file_identity, weights_identity
     from textsam.files.video import read_facts, rewrite_video
     from textsam.tracking import ByteTracking, MaskTracking, Tracker
 
@@ -85,7 +85,8 @@ def video(
         if overwrite:
             records.unlink(missing_ok=True)
         settings: dict[str, Any] = {"texts": names, "negative_texts": negatives, "threshold": threshold, "track": track}
-        settings |= {"ask_every": ask_every, "model": [model, clip, adapter, str(sam.network.dtype)]}
+        weights = [str(sam.network.dtype), *weights_identity(model, adapter)]
+        settings |= {"ask_every": ask_every, "model": [model, clip, adapter, *weights]}
         journal = FrameRecords(records, {"settings": settings, "source": file_identity(source)})
     before = journal.replayed() if journal is not None else iter(())
     places = itertools.count()
