@@ -196,7 +196,7 @@ def test_what_is_of_no_run_is_not_replaced(run: Callable, folder: Path) -> None:
         Path(place).write_text("mine")
         result = run(*arguments)
         assert result.exit_code == 1
-        assert "is of no earlier run: give another --out, or --overwrite" in result.stderr
+        assert "exists, and no records of a run: give another --out, or --overwrite" in result.stderr
         assert [path for path in Path("own").rglob("*") if path.is_file()] == [Path(place)]
         shutil.rmtree("own")
     Path("own/masks/a").mkdir(parents=True)
@@ -206,13 +206,12 @@ def test_what_is_of_no_run_is_not_replaced(run: Callable, folder: Path) -> None:
 
 def change_a_weight(path: str) -> None:
     weights = load_file(path)
-    next(value for value in weights.values() if value.is_floating_point()).add_(0.5)
+    floating = [value for value in weights.values() if value.is_floating_point()]
+    floating[len(floating) // 2].add_(0.5)
     save_file(weights, path)
 
 
-def test_other_weights_in_the_same_place_are_other_results(
-    photo: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_weights_in_the_same_place_are_other_results(photo: Path, tiny_folder: Path) -> None:
     shutil.copytree(tiny_folder, "model")
     words = ["segment", str(photo), "--box", "10,10,60,60", "--model", "model", "--device", "cpu"]
     assert CliRunner().invoke(app, words).exit_code == 0
@@ -221,11 +220,10 @@ def test_other_weights_in_the_same_place_are_other_results(
     assert "1 done before" in CliRunner().invoke(app, words).stdout
     change_a_weight("model/model.safetensors")
     assert "done before" not in CliRunner().invoke(app, words).stdout
-    before = weights_identity("model"), weights_identity(None), weights_identity("textsam-tiny-ocr")
+    before = weights_identity("model")
     change_a_weight("model/text_encoder/model.safetensors")
-    monkeypatch.setattr("textsam.__version__", "next")
-    now = weights_identity("model"), weights_identity(None), weights_identity("textsam-tiny-ocr")
-    assert all(one != other for one, other in zip(before, now, strict=True))
+    assert weights_identity("model") != before
+    assert weights_identity(None) == weights_identity("textsam-tiny") != weights_identity("textsam-tiny-ocr")
 
 
 @pytest.mark.parametrize("kind", ["yolo", "voc"])

@@ -220,6 +220,15 @@ def test_pictures_are_found_where_tools_put_them(file: str, picture: str, file_n
     assert image.path == tmp_path / picture
 
 
+def test_a_name_that_no_file_can_have_is_a_missing_picture(tmp_path: Path) -> None:
+    images = [
+        {"id": i, "file_name": name, "height": HEIGHT, "width": WIDTH} for i, name in enumerate(["a.png", "x" * 300])
+    ]
+    data = load_coco(write(tmp_path, images=images, annotations=[]), max_bad_share=0.5)
+    assert [image.id for image in data] == [0]
+    assert "no such picture" in str(data.problems[0])
+
+
 def test_a_wrong_picture_folder_says_so(tmp_path: Path) -> None:
     path = write(tmp_path)
     elsewhere = tmp_path / "elsewhere"

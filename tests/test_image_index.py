@@ -54,7 +54,7 @@ def test_an_index_that_does_not_fit_is_named() -> None:
     side = model.config.image_size
     pixels, text = torch.zeros(2, 3, side, side), unit_text()[[0, 1, 1]]
     for prompts in (three_clicks(side), {"text_embeddings": text}):
-        with pytest.raises(ValueError, match="3 prompts on 2 images need image_index; give the image of each"):
+        with pytest.raises(ValueError, match=r"Prompts \(N = 3\) on 2 images need image_index; give the image of each"):
             model(pixels, **prompts)
         with pytest.raises(ValueError, match="the image of each of 3 prompts, but has 2; give each prompt one entry"):
             model(pixels, **prompts, image_index=torch.tensor([0, 1]))

@@ -231,12 +231,16 @@ def test_a_second_run_adds_what_is_new_and_refuses_other_classes(
     assert "7 done before" in result.output
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     assert sorted(row["key"] for row in rows("out")) == sorted(r.key for r in list_pictures("photos"))
+    older = json.loads(Path("out/settings.json").read_text())
+    del older["weights"]
+    Path("out/settings.json").write_text(json.dumps(older))
+    assert "8 done before" in label(tiny_folder, photos, "--out", "out").output.replace("9 pictures, ", "")
     Path("classes.txt").write_text("cat\n")
     result = label(tiny_folder, photos, "--out", "out")
     assert result.exit_code == 1
-    assert "begun with another classes" in result.output
+    assert "begun with other settings (classes)" in result.output
     monkeypatch.setattr("textsam.labelling.step.weights_identity", lambda *names: "others")
-    assert "begun with another classes, weights" in label(tiny_folder, photos, "--out", "out").output
+    assert "begun with other settings (classes, weights)" in label(tiny_folder, photos, "--out", "out").output
 
 
 def test_stopped_and_started_again_loses_and_doubles_nothing(photos: Path, tiny_folder: Path) -> None:

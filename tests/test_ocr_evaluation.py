@@ -271,7 +271,8 @@ def test_ink_lies_below_strokes_as_its_picture_below_its_folder(tmp_path: Path) 
     file = tmp_path / "val.json"
     assert stroke_file(file, tmp_path / "images" / "a" / "1.jpg") == tmp_path / "strokes" / "a" / "1.png"
     assert stroke_file(file, tmp_path / "2.jpg") == tmp_path / "strokes" / "2.png"
-    assert stroke_file(file, tmp_path / "b" / "2.jpg") is None
+    assert stroke_file(file, tmp_path / "b" / "2.jpg") == tmp_path / "strokes" / "2.png"
+    assert stroke_file(file, tmp_path / "images" / "b" / "1.jpg") is None
 
 
 def test_the_command(data: Path, tiny_folder: Path, tmp_path: Path) -> None:

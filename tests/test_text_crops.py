@@ -241,7 +241,7 @@ def test_what_is_of_no_run_is_not_replaced(tmp_path: Path, caption: Any, name: s
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     arguments = [[tmp_path / "one.png"], tmp_path / "out", lambda image: (regions, logits)]
-    with pytest.raises(FileExistsError, match="is of no earlier run"):
+    with pytest.raises(FileExistsError, match="exists, and no records of a run"):
         run_crops(*arguments, settings={})
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
     assert len(run_crops(*arguments, settings={}, overwrite=True).records) == 1

@@ -113,7 +113,7 @@ def test_bad_files_are_named(words: Path, tmp_path: Path) -> None:
 def test_odd_annotations_are_read_as_the_evaluation_reads_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = write_photos(tmp_path / "mine", count=8)
+    file = write_photos(tmp_path / "mine", count=10)
     content = json.loads(file.read_text())
     box, mask = [20, 20, 60, 20, 60, 40, 20, 40], np.zeros((120, 160), bool)
     mask[80:90, 30:70] = True
@@ -123,6 +123,7 @@ def test_odd_annotations_are_read_as_the_evaluation_reads_them(
     del second["iscrowd"], fourth["category_id"]
     second |= {"legible": False}
     content["annotations"].append({**first, "image_id": 99})
+    content["annotations"][5]["category_id"] = [1]
     content["categories"].append({"id": 7})
     file.write_text(json.dumps(content), encoding="utf-8-sig")
     photos = read_text_photos(file)
@@ -130,8 +131,9 @@ def test_odd_annotations_are_read_as_the_evaluation_reads_them(
     assert words[0].strip.tolist() == [[[20, 20], [60, 20]], [[20, 40], [60, 40]]]
     assert [word.counts for word in words] == [True, False, False]
     assert (words[2].strip.min(), words[2].strip.max()) == (30, 90)
-    assert len(photos[1].outlines["word"]) == 2
+    assert len(photos[1].outlines["word"]) == 1
     assert "mask 1: 99" in caplog.text
+    assert "mask 6: " in caplog.text
 
 
 def test_photos_are_read_upright_and_a_bad_one_gives_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -63,8 +63,7 @@ def train(
         raise ValueError(f"training runs in one process, with DDP or with FSDP, not with {kind.value}")
     if accelerator.num_processes > 1:  # the threads of a group that still stands can abort a process that leaves
         atexit.register(accelerator.state.destroy_process_group)
-    if not resume and (out / "last.pt").exists():
-        raise FileExistsError(f"{out} holds a training already: go on with it (--resume), or name another folder.")
+    refuse_a_new_start(out, resume)
     model = step_module.model
     optimizer = build_optimizer(model, options)
     checkpoint = load_checkpoint(out / "last.pt", model) if resume and (out / "last.pt").exists() else None
@@ -146,6 +145,12 @@ def train(
     if writer:
         writer.close()
     accelerator.wait_for_everyone()
+
+
+def refuse_a_new_start(out: Path, resume: bool) -> None:
+    """Raises FileExistsError where a training that is not gone on with would be overwritten."""
+    if not resume and (out / "last.pt").exists():
+        raise FileExistsError(f"{out} holds a training already: go on with it (--resume), or name another folder.")
 
 
 _DATA_PARALLEL = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)

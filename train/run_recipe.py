@@ -11,7 +11,7 @@ import torch
 from textsam.files.coco import load_coco
 from textsam.language.clip import CropEncoder, TextEncoder, load_open_clip
 from textsam.model import TextSamConfig, TextSamModel
-from train.loop import Evaluation, train
+from train.loop import Evaluation, refuse_a_new_start, train
 from train.readers import RecordSource
 from train.recipes import Recipe
 from train.sam_step import SamStep
@@ -47,6 +47,7 @@ def run_recipe(
         FileNotFoundError, ConnectionError, ValueError: the checkpoint or the CLIP is not there, or the data are bad.
         FileExistsError: `out` holds a training already, and `resume` is not set.
     """
+    refuse_a_new_start(out, resume)
     if model is None:
         model = load_start(recipe)
     model = with_dense_form(with_projection(model, recipe.prompt.projection), recipe.prompt.dense)

@@ -202,14 +202,15 @@ def read_coco(file: Path) -> list[TextPhoto]:
         outlines: dict[str, list[Outline]] = {level: [] for level in levels}
         size_hw = (entry["height"], entry["width"]) if "height" in entry and "width" in entry else None
         photos[entry["id"]] = TextPhoto(path, outlines, stroke_file(file, path), size_hw)
-    for entry in content["annotations"]:
-        if (level := names.get(entry.get("category_id"))) not in levels:
-            continue
+    for number, entry in enumerate(content["annotations"]):
         try:
+            level = names.get(entry.get("category_id"))
+            if level not in levels:
+                continue
             photo = photos[entry.get("image_id")]
             photo.outlines[level].append(_read_annotation(entry, photo.size_hw))
-        except (KeyError, TypeError, ValueError) as error:
-            account.skip("mask", entry.get("id"), error)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            account.skip("mask", entry.get("id", number) if isinstance(entry, dict) else number, error)
         else:
             account.good("mask")
     account.check()

@@ -106,38 +106,26 @@ def load_text_dataset(path: str | Path, images: str | Path | None = None, *, max
             f'{path}: expected a category "word", "text line", "text stroke" or "text", got '
             f"{', '.join(sorted(names.values())) or 'none'}: leave --ocr away for other things than written text."
         )
-    sizes = {image.id: (image.height, image.width) for image in coco}
+    known = {image.id for image in coco}
     annotations: dict[int | str, list[dict[str, Any]]] = {}
-    for annotation in json.loads(Path(path).read_text("utf-8-sig"))["annotations"]:
+    for index, annotation in enumerate(json.loads(Path(path).read_text("utf-8-sig"))["annotations"]):
         key = annotation.get("image_id") if isinstance(annotation, dict) else None
-        if key not in sizes:
+        if not isinstance(key, int | str) or key not in known:
             continue
         kept = annotations.setdefault(key, [])
-        level = names.get(annotation.get("category_id"))
-        if level is not None and _is_good(annotation, sizes[key]):
-            kept.append({**annotation, "level": level})
+        if index in coco.taken:
+            kept.append({**annotation, "level": names[annotation["category_id"]]})
     return TextDataset(coco, levels, annotations)
 
 
-def _is_good(annotation: dict[str, Any], size_hw: tuple[int, int]) -> bool:
-    """As `load_coco` judges, which has told of the bad ones; they need not have ids."""
-    try:
-        segmentation_to_rle(annotation.get("segmentation"), *size_hw)
-    except ValueError:
-        return False
-    return True
-
-
 def stroke_file(coco_file: Path, picture: Path) -> Path | None:
-    """The ink of a picture, where there is a file of it: `strokes/` beside the COCO file or beside the pictures'
-    folder, named and placed as the picture is below its folder."""
-    for folder in (coco_file.parent / "images", coco_file.parent):
-        if picture.is_relative_to(folder):
-            file = coco_file.parent / "strokes" / picture.relative_to(folder).with_suffix(".png")
-            break
-    else:
-        file = picture.parent.parent / "strokes" / f"{picture.stem}.png"
-    return file if file.is_file() else None
+    """The ink of a picture, where there is a file of it: in `strokes/` beside the COCO file or beside the pictures'
+    folder, placed as the picture is below its folder, or with its name alone."""
+    beside, name = coco_file.parent / "strokes", f"{picture.stem}.png"
+    folders = [folder for folder in (coco_file.parent / "images", coco_file.parent) if picture.is_relative_to(folder)]
+    placed = [beside / picture.relative_to(folder).with_suffix(".png") for folder in folders]
+    files = (*placed, beside / name, picture.parent.parent / "strokes" / name)
+    return next((file for file in files if file.is_file()), None)
 
 
 def read_strokes(file: Path, size_hw: tuple[int, int]) -> np.ndarray:

@@ -56,7 +56,7 @@ def load_coco(
     instances: dict[int | str, list[Region]] = {image_id: [] for image_id in records}
     ignore: dict[int | str, list[Region]] = {image_id: [] for image_id in records}
     skipped_ids = {_id_of(entry) for entry in data["images"] if isinstance(entry, dict)} - set(records)
-    bad_annotations = 0
+    bad_annotations, taken = 0, set()
     for index, annotation in enumerate(data["annotations"]):
         if isinstance(annotation, dict) and _key(annotation.get("image_id")) in skipped_ids:
             continue  # its image has been reported already
@@ -67,6 +67,7 @@ def load_coco(
             problems.append(Problem(path.name, "annotation", _label(annotation, index), str(error)))
             continue
         (ignore if is_ignored else instances)[image_id].append(region)
+        taken.add(index)
     _check_share(bad_annotations, len(data["annotations"]), "annotations", path, problems, max_bad_share)
 
     images = []
@@ -76,7 +77,7 @@ def load_coco(
             CocoImage(image_id, file, height, width, tuple(instances[image_id]), tuple(ignore[image_id] + extra))
         )
     name = f"{path.parent.resolve().name}/{path.stem}"
-    return CocoDataset(path, name, categories, images, problems)
+    return CocoDataset(path, name, categories, images, problems, frozenset(taken))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def image_folder(path: Path, entries: list, image_dir: str | Path | None = None)
     usual = (beside, path.parent, above / "images" / subset, above / subset, above / "images")
     names = [entry["file_name"] for entry in entries if isinstance(entry, dict) and _is_name(entry.get("file_name"))]
     for folder in filter(Path.is_dir, usual):
-        if any(picture_file(folder, name).is_file() for name in names):
+        if any(_is_file(picture_file(folder, name)) for name in names):
             return folder
     return beside if beside.is_dir() else path.parent
 
@@ -120,7 +121,14 @@ def image_folder(path: Path, entries: list, image_dir: str | Path | None = None)
 def picture_file(folder: Path, file_name: str) -> Path:
     """The path of a `file_name`, which may have been written on Windows."""
     path = folder / file_name
-    return path if "\\" not in file_name or path.is_file() else folder / file_name.replace("\\", "/")
+    return path if "\\" not in file_name or _is_file(path) else folder / file_name.replace("\\", "/")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def _is_name(value: object) -> bool:
@@ -165,7 +173,7 @@ def _read_image_entry(entry: Any, folder: Path) -> tuple[int | str, tuple[dict, 
     if not _is_name(file_name):
         raise ValueError("it has no file_name")
     file = picture_file(folder, file_name)
-    if not file.is_file():
+    if not _is_file(file):
         raise ValueError(f"no such picture: {file}")
     if type(height) is not int or type(width) is not int or height < 1 or width < 1:
         raise ValueError(f"height and width must be positive integers, got {height}, {width}")

@@ -87,13 +87,15 @@ class CocoImage:
 
 @dataclass
 class CocoDataset:
-    """A read file. `images` holds only good images, with good instances only; `problems` the rest."""
+    """A read file. `images` holds only good images, with good instances only; `problems` the rest. `taken` are the
+    places in the file's list of annotations of those that are used."""
 
     path: Path
     name: str
     categories: dict[int | str, str]
     images: list[CocoImage]
     problems: list[Problem] = field(default_factory=list)
+    taken: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.images)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 PICTURE_ERRORS = (OSError, ValueError, TypeError, RuntimeError, MemoryError)
 
 MAX_STEM_BYTES = 240  # file systems allow 255
-DIGESTED_BYTES = 1 << 20
+DIGEST_BLOCK = 1 << 22  # bytes
 
 
 @dataclass
@@ -79,11 +79,9 @@ def run_images(
     summary = RunSummary()
     named: list[tuple[Path, str, ImageRecord]] = []
     names = output_names(paths)
-    if not overwrite and not (out / "records").is_dir():
-        places = ["annotations.json"] + ["dataset"] * (dataset_format is not None)
-        places += [place for name in names for place in (f"masks/{name}", f"overlays/{name}.png")]
-        refuse_others(out / place for place in places)
-    (out / "records").mkdir(parents=True, exist_ok=True)  # from here on what lies beside it is of a run
+    places = ["annotations.json"] + ["dataset"] * (dataset_format is not None)
+    places += [place for name in names for place in (f"masks/{name}", f"overlays/{name}.png")]
+    begin_run(out, [] if overwrite else [out / place for place in places])
     for path, name in zip(paths, names, strict=True):
         try:
             identity = {"settings": settings, "source": file_identity(path)}
@@ -120,11 +118,18 @@ def output_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def refuse_others(paths: Iterable[Path]) -> None:
-    """Raises FileExistsError for the first path that exists, before it would be replaced."""
-    for path in paths:
-        if path.exists():
-            raise FileExistsError(f"{path} exists and is of no earlier run: give another --out, or --overwrite.")
+def begin_run(out: Path, places: Iterable[Path]) -> None:
+    """Makes the folder of records: from here on what lies beside it is taken to be of a run.
+
+    Args:
+        places: to be written; in the first run nothing may be there yet.
+    Raises:
+        FileExistsError: something is.
+    """
+    there = [] if (out / "records").is_dir() else [place for place in places if place.exists()]
+    if there:
+        raise FileExistsError(f"{there[0]} exists, and no records of a run: give another --out, or --overwrite.")
+    (out / "records").mkdir(parents=True, exist_ok=True)
 
 
 def _file_stem(name: str) -> str:
@@ -170,31 +175,29 @@ def file_identity(path: Path) -> dict[str, Any]:
 
 
 def weights_identity(model: str | None, adapter: str | None = None) -> list[Any]:
-    """What tells weights from others under the same name, on any machine; of embedded ones, this version.
+    """What tells weights from others under the same name, on any machine: digests of their files.
 
     Args:
         model, adapter: as `textsam.load` takes them; of a Hub id nothing is known but the name.
     """
-    from textsam import __version__
+    from textsam.checkpoints.encoders import EMBEDDED, packaged_folder
     from textsam.checkpoints.loading import PACKAGED
 
-    of_model = __version__ if model is None or model in PACKAGED else _weights_digests(model)
-    return [of_model, None if adapter is None else _weights_digests(adapter)]
+    name = EMBEDDED if model is None else model
+    of_model = _weights_digests(packaged_folder(name) if name in PACKAGED else Path(name).expanduser())
+    return [of_model, None if adapter is None else _weights_digests(Path(adapter).expanduser())]
 
 
-def _weights_digests(name: str) -> list[str]:
-    """Of the size, the start and the end of each file of weights: training changes all of them, and files are large."""
-    path = Path(name).expanduser()
+def _weights_digests(path: Path) -> list[str]:
     files = [path] if path.is_file() else sorted({*path.glob("*"), *path.glob("*/*")})
     weights = [file for file in files if file.suffix in (".safetensors", ".bin", ".pth", ".pt")]
     digests = []
     for file in weights:
-        size = file.stat().st_size
+        digest = hashlib.blake2b(digest_size=8)
         with file.open("rb") as opened:
-            start = opened.read(DIGESTED_BYTES)
-            opened.seek(max(size - DIGESTED_BYTES, 0))
-            digest = hashlib.blake2b(b"%d" % size + start + opened.read(), digest_size=8).hexdigest()
-        digests.append(f"{file.name} {digest}")
+            while block := opened.read(DIGEST_BLOCK):
+                digest.update(block)
+        digests.append(f"{file.name} {digest.hexdigest()}")
     return digests
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from textsam.files.atomic import folder_written_atomically
 from textsam.files.export import write_json, write_png
 from textsam.files.images import RgbImage, read_image
-from textsam.files.runs import PICTURE_ERRORS, file_identity, output_names, refuse_others
+from textsam.files.runs import PICTURE_ERRORS, begin_run, file_identity, output_names
 from textsam.files.text_export import coco_of_regions, write_icdar
 from textsam.text_regions.cutouts import clean_plate, glyph_cutouts, plate_mask
 from textsam.text_regions.rectify import recognise_regions, rectified_crops
@@ -66,11 +66,9 @@ def run_crops(
     """
     summary = TextRunSummary()
     names = output_names(paths)
-    if not overwrite and not (out / "records").is_dir():
-        glyphs = [out / "glyphs" / name for name in names]
-        others = [path for name in names for path in _outputs(out, name, plate)]
-        refuse_others([out / "annotations.json", *glyphs, *others])
-    (out / "records").mkdir(parents=True, exist_ok=True)  # from here on what lies beside it is of a run
+    glyphs = [out / "glyphs" / name for name in names]
+    others = [path for name in names for path in _outputs(out, name, plate)]
+    begin_run(out, [] if overwrite else [out / "annotations.json", *glyphs, *others])
     for path, name in zip(paths, names, strict=True):
         record_path = out / "records" / f"{name}.json"
         try:

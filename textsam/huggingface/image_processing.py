@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -15,13 +14,14 @@ from textsam.config import NetworkConfig
 from textsam.files.images import read_image
 from textsam.prompting.transforms import ImageGeometry, postprocess_masks, preprocess_image
 
-# The arguments of `TextSam.predict` under the names of transformers' processors.
-PROCESSOR_NAMES = {
-    "text": "text",
-    "points": "input_points",
-    "point_labels": "input_labels",
-    "boxes": "input_boxes",
-    "mask_input": "input_masks",
+# Of `TextSam.predict` and of other processors -> the name here.
+PROMPT_NAMES = {
+    **dict.fromkeys(("texts", "input_text", "prompt", "prompts", "labels", "negative_text"), "text"),
+    **dict.fromkeys(("points", "point", "point_coords", "input_point"), "input_points"),
+    **dict.fromkeys(("point_labels", "input_label"), "input_labels"),
+    **dict.fromkeys(("boxes", "box", "bbox", "bboxes", "input_box"), "input_boxes"),
+    **dict.fromkeys(("mask_input", "mask_inputs", "mask", "masks", "input_mask"), "input_masks"),
+    **{name: name for name in ("text", "input_points", "input_labels", "input_boxes", "input_masks")},
 }
 
 
@@ -32,11 +32,9 @@ def refuse_prompts(options: Collection[str]) -> None:
     Raises:
         TypeError: one is meant as a prompt, which would be lost.
     """
-    known = {**PROCESSOR_NAMES, **{name: name for name in PROCESSOR_NAMES.values()}}
     for option in options:
-        close = difflib.get_close_matches(option, known, n=1, cutoff=0.85)
-        if close:
-            raise TypeError(f"Expected {known[close[0]]}=... of TextSamProcessor, got {option}.")
+        if option in PROMPT_NAMES:
+            raise TypeError(f"Expected {PROMPT_NAMES[option]}=... of TextSamProcessor, got {option}.")
 
 
 class TextSamImageProcessor(BaseImageProcessor):

@@ -56,18 +56,16 @@ class RunFolder:
         """
         path = self.out / "settings.json"
         if path.is_file():
-            before = json.loads(path.read_bytes())
             now = json.loads(json.dumps(settings))
+            before = {"weights": now.get("weights"), **json.loads(path.read_bytes())}  # older folders do not name them
             changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
             if changed:
                 raise ValueError(
-                    f"{self.out} was begun with another {', '.join(sorted(changed))}: "
-                    "give another --out, or remove that folder."
+                    f"{self.out} was begun with other settings ({', '.join(sorted(changed))}): give another --out."
                 )
-        else:
-            if (self.out / "annotations.json").exists():
-                raise FileExistsError(f"{self.out / 'annotations.json'} is of no earlier run: give another --out.")
-            write_json(path, settings)
+        elif (self.out / "annotations.json").exists():
+            raise FileExistsError(f"{self.out / 'annotations.json'} is of no earlier run: give another --out.")
+        write_json(path, settings)
 
     def plan(self, references: Sequence[Reference], shard_size: int) -> dict[int, int]:
         """Give every picture that is new a place in a shard; those of an earlier run keep theirs.

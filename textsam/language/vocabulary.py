@@ -48,6 +48,7 @@ _ADJECTIVE_WORDS = """
 _ADJECTIVE_ENDINGS = ("y", "ed", "ing", "en", "ful", "less", "ish", "ous", "ive", "able", "ible", "ic", "est")
 # What divides two things in one text: "cat. dog.", "cat | dog". `normalize` would make an adjective of the first.
 _DIVIDER = re.compile(r"[.,;!?|+&\n]| [-/]+ ")
+_KIND = re.compile(r",? an? (?:type|kind|sort|breed|species) of [^.]*$")  # "a photo of a pug, a type of pet"
 _DETERMINERS = frozenset(_DETERMINER_WORDS.split())
 _ADJECTIVES = frozenset(_ADJECTIVE_WORDS.split())
 _IRREGULAR_PLURALS = {
@@ -201,6 +202,7 @@ class Vocabulary:
         return list(dict.fromkeys(self._name_of[key] for key in close))[:limit]
 
     def _find(self, text: str) -> str | None:
+        text = _KIND.sub("", text.rstrip(" ."))
         cleaned = normalize(text)
         whole = self._lookup(cleaned.split())
         if whole is not None:
@@ -227,6 +229,8 @@ class Vocabulary:
         parts = [part for part in _DIVIDER.split(text) if part.strip()]
         if len(parts) < 2:
             return []
+        if len(parts[-1].split()) > 1:  # "orange, ripe apple" is an apple, "orange, apple" are two things
+            parts = [part for part in parts[:-1] if not set(normalize(part).split()) <= _ADJECTIVES] + parts[-1:]
         names = list(dict.fromkeys(name for part in parts if (name := self._find(part)) is not None))
         return names if len(names) > 1 else []
 

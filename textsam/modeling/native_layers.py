@@ -46,7 +46,10 @@ def packed(module: nn.Module, make: Callable[[Kernels, Any], Packed], x: Tensor)
     None where its own operations are to serve: other types or devices, gradients, adapters, hooks on layers within, no
     kernels. Only a change through `.data` that spares the first elements of all parameters goes unseen.
     """
-    if x.dtype != torch.float32 or not is_cpu_inference(x) or module.training:
+    if x.dtype != torch.float32:
+        _kept.pop(module, None)  # which may hold the float32 weights of before
+        return None
+    if not is_cpu_inference(x) or module.training:
         return None
     compiled = kernels()
     if compiled is None:

@@ -347,7 +347,7 @@ class TextSamNetwork(nn.Module):
 def _check_index(image: ImageEmbeddings, image_index: Tensor | None, count: int) -> None:
     images = len(image.image_embeddings)
     if image_index is None and images not in (1, count):
-        raise ValueError(f"{count} prompts on {images} images need image_index; give the image of each prompt.")
+        raise ValueError(f"Prompts (N = {count}) on {images} images need image_index; give the image of each prompt.")
     if image_index is not None and len(image_index) != count:
         raise ValueError(
             f"image_index must name the image of each of {count} prompts, but has {len(image_index)}; "
