@@ -63,6 +63,10 @@ def test_wrong_choice(option: str, value: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{option} must be one of .*, but is '{value}'"):
         run(**{option: value}, out=tmp_path / "figures.json")
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="there is no folder"):
+        run(size="tiny", out=tmp_path / "none" / "figures.json")
+    with pytest.raises(ValueError, match="there is nothing to measure of work 'generate' in dtype 'bfloat16'"):
+        run(size="tiny", work="generate", dtype="bfloat16", rounds=1, out=tmp_path / "figures.json")
 
 
 def test_curves(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line, with a small random model on disk: what it writes, what it skips, how it fails."""
 
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import supervision as sv
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.main import get_command
 from typer.testing import CliRunner, Result
@@ -19,6 +21,7 @@ from typer.testing import CliRunner, Result
 import textsam
 from textsam.commands.cli import app
 from textsam.commands.options import parse_boxes, parse_names, parse_points, read_mask
+from textsam.commands.run import object_table
 from textsam.files.rle import decode_mask
 from textsam.files.runs import output_names, run_images, weights_identity
 from textsam.predictor import TextSam
@@ -189,6 +192,26 @@ def test_folder_resumes(run: Callable, folder: Path) -> None:
     assert first["annotations"][1]["segmentation"] == annotations(Path("result"))["annotations"][1]["segmentation"]
 
 
+def test_what_cannot_be_asked_leaves_what_was_done(run: Callable, folder: Path) -> None:
+    (folder / "broken.jpg").unlink()
+    run("segment", folder, "--box", "10,10,60,60", "--out", "result")
+    before = {path: path.read_bytes() for path in Path("result").rglob("*.json")}
+    assert len(before) == 4
+    asked = run("segment", folder, "--text", "cat", "--point", "9,9", "--max-instances", "1", "--out", "result")
+    impossible = run("generate", folder, "--crop-overlap-ratio", "1", "--out", "result")
+    assert (asked.exit_code, impossible.exit_code) == (2, 2)
+    outside = run("segment", folder, "--box", "500,500,900,900", "--out", "result")
+    assert "3 failed" in outside.output
+    assert before == {path: path.read_bytes() for path in Path("result").rglob("*.json")}
+
+
+def test_names_are_shown_as_they_are() -> None:
+    annotation = {"category_name": "cat [/] [red]", "bbox": [0, 0, 1, 1], "area": 1}
+    shown = Console(width=100, file=io.StringIO())
+    shown.print(object_table([annotation]))
+    assert "cat [/] [red]" in shown.file.getvalue()
+
+
 def test_what_is_of_no_run_is_not_replaced(run: Callable, folder: Path) -> None:
     arguments = ["segment", folder, "--box", "10,10,60,60", "--out", "own", "--format", "coco"]
     for place in ("own/annotations.json", "own/dataset/data.yaml", "own/masks/a/000.png", "own/overlays/c.png"):
@@ -287,6 +310,8 @@ BAD_USAGE = {
     "threshold": (["--text", "cat", "--threshold", "2"], "--threshold"),
     "format": (["--text", "cat", "--format", "pdf"], "pdf"),
     "dtype": (["--text", "cat", "--dtype", "int3"], "int3"),
+    "instances of a point": (["--text", "cat", "--point", "9,9", "--max-instances", "1"], "max_instances"),
+    "unknown negative": (["--text", "cat", "--negative-text", "dgo"], "--negative-text"),
 }
 
 

@@ -127,6 +127,18 @@ def test_a_damaged_file_is_a_miss_and_goes(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_damaged_file_that_cannot_go_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = EmbeddingCache(tmp_path)
+    cache.put(key(0), tensor(10))
+    truncate(next(tmp_path.rglob("*.safetensors")))
+
+    def refuse(path: Path, **options: bool) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert cache.get(key(0)) is None
+
+
 def test_a_folder_that_cannot_be_written_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -189,6 +189,13 @@ def test_script_runs_without_torch(exported: tuple[textsam.TextSam, Path], in_tm
     done = subprocess.run([sys.executable, "-c", code, "-", "unicorn"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "'unicorn' is not among the 5 names" in done.stderr
+    before = Path("cat.png").read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("cat.jpg", "cat.png"), "-", "cat"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path("cat.png").read_bytes() == before
+    assert Path("mask-cat.png").is_file()
 
 
 def test_script_turns_photos_upright_and_writes_names_with_a_slash(
@@ -267,6 +274,13 @@ def test_int8(exported: tuple[textsam.TextSam, Path], tmp_path: Path, cat_photo:
     whole, small = (load_script(each).encode_texts(["cat", "dog"]) for each in (folder, small_folder))
     assert ((whole * small).sum(1) > 0.98).all()
     assert not np.array_equal(whole, small)
+
+
+def test_what_is_of_no_export_stays(tmp_path: Path, tiny_folder: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    with pytest.raises(FileExistsError, match=r"config\.json is of no export, and would be replaced"):
+        export_onnx(textsam.load(tmp_path / "model", device="cpu"), tmp_path / "model")
+    textsam.load(tmp_path / "model", device="cpu")
 
 
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -125,6 +125,9 @@ def test_one_mask_has_one_name():
     assert set(best.query_index.tolist()) == {1}
     every = find(model, [nearly, RED], threshold=0.3, options=TextPromptOptions(same_mask_iou=1.0))
     assert len(every) == 2 * len(best)
+    twice = find(model, [RED, RED + 1e-6 * GREEN], threshold=0.3)  # two spellings
+    assert set(twice.query_index.tolist()) == {0}
+    assert len(twice) == len(best)
 
 
 def test_max_instances_and_threshold():

@@ -92,6 +92,8 @@ def run(
             f"on a GPU all rows are measured in turn, not work {work!r} in dtype {dtype!r} alone; leave both out, and "
             "give a budget in seconds."
         )
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} for {out.name}: make it, or give another --out.")
     if threads:
         torch.set_num_threads(threads)
     console = console or Console()
@@ -110,7 +112,9 @@ def run(
         console.print("bfloat16 is left out: this CPU lacks instructions for it (--dtype bfloat16 measures it anyway).")
         dtypes = [torch.float32]
     rows = measure(size, rounds, torch.device(device), dtypes, work, console) if work != "tiny" else []
-    latencies = measure_tiny(rounds) if work in ("all", "tiny") and size != "tiny" else []
+    latencies = measure_tiny(rounds) if work == "tiny" or (work == "all" and size != "tiny") else []
+    if not rows and not latencies:
+        raise ValueError(f"there is nothing to measure of work {work!r} in dtype {dtype!r}: choose another of them.")
     machine = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -21,8 +21,11 @@ from pathlib import Path
 import numpy as np
 
 import textsam
+from textsam.files.runs import weights_identity
 from textsam.files.text_runs import run_crops
 from textsam.text_regions.regions import TextRegions
+
+RECOGNISER = "size and shade"  # another name for another recogniser, or what was read before stays
 
 
 def describe(crop: np.ndarray) -> str:
@@ -46,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     def read(picture: np.ndarray) -> tuple[TextRegions, None]:
         return reader.read(picture, [given.level])[0][given.level], None
 
-    summary = run_crops(given.picture, given.out, read, settings={"level": given.level}, recognise=describe)
+    settings = {"level": given.level, "model": [given.model, *weights_identity(given.model)], "recogniser": RECOGNISER}
+    summary = run_crops(given.picture, given.out, read, settings=settings, recognise=describe)
     for record in summary.records:
         for row in record["regions"]:
             print(f"{record['file_name']} {row['order']:3d} {row['quad'][0]} {row['text']}")

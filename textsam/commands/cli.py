@@ -29,7 +29,17 @@ from textsam.commands.options import (
     geometry,
     parse_names,
 )
-from textsam.commands.run import check_words, console, errors, file_stamp, load, one_sentence, pictures, run
+from textsam.commands.run import (
+    check_question,
+    check_words,
+    console,
+    errors,
+    file_stamp,
+    load,
+    one_sentence,
+    pictures,
+    run,
+)
 from textsam.commands.video import video
 
 if TYPE_CHECKING:
@@ -135,7 +145,9 @@ def segment(
     sam = load(model, clip=clip, adapter=adapter, device=device, dtype=dtype, quantize=quantize)
     if cache is not None:
         sam.use_cache(cache)
-    check_words([*names, *(options["negative_text"] or [])], sam)
+    check_words(names, sam)
+    check_words(options["negative_text"] or [], sam, "--negative-text")
+    check_question(sam, options)
     settings = {"command": "segment", "model": [model, clip, adapter, str(sam.network.dtype), quantize], **options}
     settings["weights"] = weights_identity(model, adapter)
     settings["mask_input"] = file_stamp(mask)
@@ -170,8 +182,9 @@ def generate(
 ) -> None:
     """Segment everything: automatic masks from a grid of points, with SAM's options."""
     from textsam.files.runs import weights_identity
+    from textsam.prompting.automatic_options import AutomaticOptions
 
-    options = {
+    options: dict[str, Any] = {
         "points_per_side": points_per_side,
         "points_per_batch": points_per_batch,
         "pred_iou_thresh": pred_iou_thresh,
@@ -185,6 +198,10 @@ def generate(
         "min_mask_region_area": min_mask_region_area,
         "redraw": redraw,
     }
+    try:
+        AutomaticOptions(**options)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="generate") from error
     paths = pictures(source)
     sam = load(model, device=device, dtype=dtype)
     settings = {"command": "generate", "model": [model, str(sam.network.dtype), weights_identity(model)], **options}
@@ -233,7 +250,7 @@ def evaluate(
 
         if prompts:
             raise typer.BadParameter("does not go with --ocr, which asks for all levels.", param_hint="--prompts")
-        sam = load(model, clip=clip, adapter=adapter, device=device, dtype=dtype)
+        sam = load(model, clip=clip, adapter=adapter, device=device, dtype=dtype, quantize=quantize)
         run_ocr_evaluation(data, sam, model_name=model, images=images, out=out, limit=limit)
         return
     from textsam.evaluation.scoring import EvaluationOptions

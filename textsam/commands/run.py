@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -50,13 +52,28 @@ def pictures(source: Path) -> list[Path]:
     return [source]
 
 
-def check_words(names: list[str], sam: TextSam) -> None:
+def check_words(names: list[str], sam: TextSam, option: str = "--text") -> None:
     """Finds a word that the model does not know before the first picture, rather than once for each."""
     if names and sam.text_encoder is not None:
         try:
             sam.text_encoder.encode(names)
         except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--text") from error
+            raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def check_question(sam: TextSam, options: dict[str, Any]) -> None:
+    """Finds options that do not go together before the first picture, rather than once for each."""
+    from textsam.prompting.questions import ask
+
+    flags = {"multimask_output": False, "return_logits": False}
+    arguments: dict[str, Any] = dict.fromkeys(inspect.signature(ask).parameters) | flags | options
+    try:
+        question = ask(**arguments)
+        levels = sam.text_reader.levels_asked(question.texts) if sam.text_reader is not None else []
+        if levels and question.negative_texts:
+            raise ValueError(f"{levels[0]!r} is a level of written text, with which no negative words go.")
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="segment") from error
 
 
 def file_stamp(path: Path | None) -> list[Any] | None:
@@ -100,7 +117,7 @@ def object_table(annotations: list[dict[str, Any]]) -> Table:
         box = ", ".join(f"{value:.0f}" for value in annotation["bbox"])
         score = annotation.get("score")
         table.add_row(
-            annotation["category_name"], "" if score is None else f"{score:.2f}", box, f"{annotation['area']:,}"
+            escape(annotation["category_name"]), "" if score is None else f"{score:.2f}", box, f"{annotation['area']:,}"
         )
     if len(annotations) > MAX_ROWS:
         table.add_row(f"... and {len(annotations) - MAX_ROWS} more", "", "", "")

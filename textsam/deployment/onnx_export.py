@@ -33,7 +33,7 @@ from textsam.prompting.mask_details import DETAIL_SIDE
 
 OPSET = 20
 IMAGE_ENCODER, TEXT_ENCODER, PROMPT_DECODER = "image_encoder.onnx", "text_encoder.onnx", "prompt_decoder.onnx"
-MASK_DETAIL = "mask_detail.onnx"
+MASK_DETAIL, SCRIPT = "mask_detail.onnx", "segment.py"
 
 
 def export_onnx(
@@ -55,6 +55,7 @@ def export_onnx(
         The files.
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is missing, naming the extra to install.
+        FileExistsError: the folder holds something else under the names of an export, such as the model itself.
         ValueError: the model takes the dense form of a text prompt, which needs its CLIP's image tower.
     """
     if sam.network.config.dense_text:
@@ -64,6 +65,9 @@ def export_onnx(
         )
     _require("onnx", "onnxscript", "onnxruntime")
     folder = Path(folder)
+    there = [name for name in ("config.json", SCRIPT) if (folder / name).exists()]
+    if there and not _is_export(folder):
+        raise FileExistsError(f"{folder / there[0]} is of no export, and would be replaced: give another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     model = as_exported(sam.network)
     encoder = sam.carried_encoders[0] if model.config.text_trained else None
@@ -88,12 +92,19 @@ def export_onnx(
             example = torch.tensor([[[1, 2, 3], [4, 5, -1]], [[6, 7, 8], [-1, -1, -1]]])
             _export(OnnxTextEncoder(small), (example,), free, part / TEXT_ENCODER, int8, **names)
         (part / "config.json").write_text(json.dumps(_configuration(model.config, list(parts), small), indent=1))
-        shutil.copyfile(str(files("textsam") / "deployment" / "segment.py"), part / "segment.py")
+        shutil.copyfile(str(files("textsam") / "deployment" / SCRIPT), part / SCRIPT)
         written = sorted(part.iterdir())
         for path in written:
             path.chmod(0o644)
             os.replace(path, folder / path.name)
     return [folder / path.name for path in written]
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return "image_outputs" in json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
 
 
 def _export_decoder(model: Any, parts: dict[str, Tensor], path: Path, int8: bool) -> None:

@@ -2,12 +2,13 @@
 
     python segment.py PHOTO WORD [WORD ...]
 
-writes WORD.png ("-" for "/"), everything in the photo that WORD names, and prints how likely it is there at all.
-Simpler than TextSAM itself: names must be spelled as in config.json, and a word's instances are one mask, with the
-decoder's own presence.
+writes WORD.png ("-" for "/"; mask-WORD.png where that is the photo), everything in the photo that WORD names, and
+prints how likely it is there at all. Simpler than TextSAM itself: names must be spelled as in config.json, and a word's
+instances are one mask, with the decoder's own presence.
 """
 
 import json
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -174,13 +175,19 @@ def redraw(
 
 
 def main(photo_path: str, *texts: str) -> None:
-    photo = np.asarray(ImageOps.exif_transpose(Image.open(photo_path)).convert("RGB"))
+    try:
+        photo = np.asarray(ImageOps.exif_transpose(Image.open(photo_path)).convert("RGB"))
+    except OSError as error:
+        raise SystemExit(f"{photo_path}: {error}") from error
     image, resized_hw = encode_image(photo)
     asked = np.zeros((len(texts), 0, 2)), np.zeros((len(texts), 0)), encode_texts(list(texts))[:, None]
     logits, _, presence = decode(image, *asked)
     masks = redraw(photo, logits[:, 0], resized_hw, *asked)
     for text, mask, score in zip(texts, masks, presence[:, 0], strict=True):
-        Image.fromarray(mask).save(f"{text.replace('/', '-')}.png")
+        file = f"{text.replace('/', '-')}.png"
+        if os.path.exists(file) and os.path.samefile(file, photo_path):
+            file = f"mask-{file}"
+        Image.fromarray(mask).save(file)
         sys.stdout.write(f"{text}: there with {1 / (1 + np.exp(-score)):.2f}, {mask.mean():.1%} of the photo\n")
 
 

@@ -64,6 +64,8 @@ def run_ocr(
         FileNotFoundError, ValueError: a file or folder is wrong, or too much of a file is bad.
     """
     started = time.perf_counter()
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)  # a wrong one is told now, and not after all the work
     if not datasets:
         raise ValueError("no data set given: name at least one COCO file of text regions")
     loaded = [load_text_dataset(path, images, max_bad_share=max_bad_share) for path in datasets]

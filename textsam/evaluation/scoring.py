@@ -61,6 +61,8 @@ def run(
     """
     options = options or EvaluationOptions()
     started = time.perf_counter()
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)  # a wrong one is told now, and not after all the work
     paths = [datasets] if isinstance(datasets, str | Path) else list(datasets)
     if not paths:
         raise ValueError("no data set given: name at least one COCO instances file")

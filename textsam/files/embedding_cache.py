@@ -59,7 +59,8 @@ class EmbeddingCache:
         except OSError:
             tensors = None
         except (SafetensorError, ValueError):  # cut off or overwritten by somebody else
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that may only be read
+                path.unlink()
             tensors = None
         self.hits += tensors is not None
         self.misses += tensors is None

@@ -98,8 +98,9 @@ def run_images(
             summary.done += outcome == "done"
         on_picture(path, outcome)
     classes = category_list(summary.records, categories)
-    write_json(out / "annotations.json", coco_document(summary.records, classes))
-    if dataset_format is not None:
+    if summary.records or not paths:  # where nothing could be done, what was done before stays
+        write_json(out / "annotations.json", coco_document(summary.records, classes))
+    if dataset_format is not None and summary.records:
         write_dataset(out / "dataset", dataset_format, named, classes)
     return summary
 
@@ -144,11 +145,11 @@ def _file_stem(name: str) -> str:
 def _process(
     path: Path, out: Path, name: str, segment: Callable[[RgbImage], sv.Detections], identity: dict[str, Any]
 ) -> ImageRecord:
-    record_path = _record_path(out, name)
-    record_path.unlink(missing_ok=True)  # from here until the end the picture does not count as done
     image = read_image(path)
     detections = segment(image)
     record = image_record(path.name, image, detections)
+    record_path = _record_path(out, name)
+    record_path.unlink(missing_ok=True)  # from here until the end the picture does not count as done
     write_masks(out / "masks" / name, detections)
     write_png(out / "overlays" / f"{name}.png", draw_overlay(image, detections))
     write_json(record_path, {**identity, "record": asdict(record)})

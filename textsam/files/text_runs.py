@@ -58,7 +58,8 @@ def run_crops(
         settings: JSON values that determine the result together with the picture; a picture whose record has the same
             is skipped.
         plate: also write the plates that are painted over.
-        recognise: an upright crop (h, w, 3) uint8 RGB to its transcript; None: no transcripts.
+        recognise: an upright crop (h, w, 3) uint8 RGB to its transcript; None: no transcripts. Name it in the settings:
+            nothing else tells one recogniser from another.
         overwrite: do everything again, and replace what is of no run.
         on_picture: told after each picture, with "done", "skipped" or "failed".
     Raises:

@@ -14,6 +14,7 @@ from textsam.prompting.text_options import TextPromptOptions
 from textsam.prompting.transforms import LOW_RES_STRIDE, ImageGeometry
 
 OUTSIDE = -10.0  # logit of what is surely outside
+ROUNDING = 1e-4  # of confidences: those of two spellings of a name differ by it
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,15 @@ def keep_best(
 
 
 def one_name_each(instances: TextInstances, same_mask_iou: float) -> TextInstances:
-    """Of instances of different texts that are the same mask, the more confident: a striped cat is no zebra as well."""
+    """Of instances of different texts that are the same mask, the more confident: a striped cat is no zebra as well.
+
+    Of equally confident ones ("cup" and "cups") that of the text asked first.
+    """
     masks = instances.low_res_logits > 0
     texts = instances.query_index
     iou, _ = mask_overlaps(masks)
-    better = instances.confidence[None, :] > instances.confidence[:, None]
+    surer = instances.confidence[None, :] - instances.confidence[:, None]
+    better = (surer > ROUNDING) | ((surer.abs() <= ROUNDING) & (texts[None, :] < texts[:, None]))
     beaten = (iou > same_mask_iou) & better & (texts[None, :] != texts[:, None])
     return instances.select(torch.nonzero(~beaten.any(1))[:, 0])
 

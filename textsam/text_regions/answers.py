@@ -36,6 +36,8 @@ def answer_levels(reader: Any, picture: np.ndarray, levels: list[str], question:
     texts = question.texts or levels
     parts = []
     for number, level in enumerate(levels):
+        if level in levels[:number]:  # in another spelling
+            continue
         found = regions[level]
         if question.max_instances is not None:
             found = found.select(np.sort(np.argsort(-found.scores, kind="stable")[: question.max_instances]))

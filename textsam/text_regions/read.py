@@ -10,6 +10,7 @@ import torch
 
 from textsam.files.images import read_image
 from textsam.predictor import TextSam
+from textsam.prompting.prompts import check_threshold
 from textsam.text_regions.rectify import recognise_regions
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def read_text_regions(
     """
     if sam.text_reader is None:
         raise ValueError("Expected a model that was trained to find written text, such as textsam-tiny-ocr.")
-    picture, level = read_image(image), level.casefold()
+    picture, level, threshold = read_image(image), level.strip().casefold(), check_threshold(threshold)
     regions = sam.text_reader.read(picture, [level], threshold, on_tile)[0][level]
     if recognise is not None:
         regions = recognise_regions(picture, regions, recognise, margin)
