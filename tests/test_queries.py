@@ -12,14 +12,14 @@ from textsam.queries import find_queries
 
 
 def test_reading() -> None:
-    lines = ["# animals", "", "cat", "dog = dog | puppy @ 0.5  # both", " traffic   light. | stoplight", "!Wolf!"]
+    lines = ["# animals", "", "cat", "dog = dog | puppy @ 0.5  # both", " traffic   light. | stoplight", "!Wolf! | fox"]
     assert QueryList.parse(lines) == QueryList(
         (
             Query("cat", ("cat",)),
             Query("dog", ("dog", "puppy"), 0.5),
             Query("traffic light", ("traffic light", "stoplight")),
         ),
-        ("Wolf",),
+        ("Wolf", "fox"),
     )
     assert QueryList.parse(lines).class_of_text == [0, 1, 1, 2, 2]
 
@@ -34,6 +34,7 @@ def test_reading() -> None:
         (["dog @ much"], "got 'much'"),
         (["cat", "pet = Cat | dog"], "Line 2 .*'Cat' occurs twice"),
         (["cat", "!cat"], "'cat' occurs twice"),
+        (["cat", "!dog @ 0.5"], "a negative text has no threshold"),
         (["a = cat", "A = dog"], "class 'a' occurs twice"),
     ],
 )

@@ -83,9 +83,9 @@ def load(
 
     Args:
         name_or_path: None: the model embedded in this package, textsam-tiny. textsam-tiny-ocr: the one beside it, for
-            written text. facebook/sam-vit-base, -large or -huge:
-            Meta's weights from the Hub. A Hub id or a folder of a model that TextSAM or transformers' SamModel saved. A
-            `sam_vit_*.pth` of Meta's; sizes are read from its tensors, never from its name.
+            written text. facebook/sam-vit-base, -large or -huge: Meta's weights from the Hub. A Hub id or a folder of a
+            model that TextSAM or transformers' SamModel saved. A `sam_vit_*.pth` of Meta's; sizes are read from its
+            tensors, never from its name.
         clip: encoders of words and crops by open_clip's name and tag, such as "ViT-B-32:openai" or "hf-hub:org/name",
             instead of those that the model names. Its width must be the one that the text prompt was trained for.
         adapter: a trained text prompt for a model that has none: a file, a folder or a Hub id; see `save_adapter`.
@@ -97,7 +97,8 @@ def load(
         revision: of the model on the Hub: a branch, tag or commit. An adapter's goes behind its id, "org/name@v1".
         cache_dir: where files of the Hub are kept; None: the client's own (HF_HOME).
         local_files_only: take what is in that cache, and ask nobody. A private repository is read with the token of
-            `hf auth login` or HF_TOKEN.
+            `hf auth login` or HF_TOKEN. A public CLIP is fetched by open_clip, which goes by HF_HUB_CACHE and
+            HF_HUB_OFFLINE instead of these two.
 
     Returns:
         `TextSam`, in eval mode. An open_clip model that only the configuration names is fetched when words or crops are

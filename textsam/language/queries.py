@@ -4,7 +4,7 @@ One class per line, `#` starts a comment:
 
     cat
     dog = dog | puppy @ 0.5     found under either word, written as "dog", from a confidence of 0.5
-    !wolf                       negative: what fits it better than any class is not found
+    !wolf | fox                 negative: what fits one of them better than any class is not found
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class QueryList:
                 continue
             try:
                 if content.startswith("!"):
-                    new = [clean_text(content[1:])]
+                    if "@" in content:
+                        raise ValueError("a negative text has no threshold: leave away what follows @.")
+                    new = [clean_text(text) for text in content[1:].split("|")]
                     negatives += new
                 else:
                     queries.append(parse_query(content))
