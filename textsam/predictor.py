@@ -306,9 +306,9 @@ class TextSam:
             options: fields of `textsam.prompting.automatic_options.AutomaticOptions`.
         Returns:
             As `predict`, in order of predicted IoU (with crops, those of small crops first; with
-            `min_mask_region_area`, those that needed no mending); data: predicted_iou, stability_score, class_name ("object"),
-            point_coords (N, 2), the point that asked for each mask, and crop_box (N, 4), the part of the photo that it
-            was found in.
+            `min_mask_region_area`, those that needed no mending); data: predicted_iou, stability_score, class_name
+            ("object"), point_coords (N, 2), the point that asked for each mask, and crop_box (N, 4), the part of the
+            photo that it was found in.
         Raises:
             TypeError: an option that does not exist, naming those that do. ValueError: a value out of its range.
         """
