@@ -325,7 +325,7 @@ def test_segment_command_asks_for_a_level(run: Callable, photo: Path, text_folde
     ("classes", "message"),
     [
         ("word\ncat\n", "ask for them one after the other"),
-        ("word\n!cat\n", "Expected no negative words with levels of written text, got 'cat'"),
+        ("word\n!cat\n", "Expected no negative_text with levels of written text, got 'cat'"),
         ("words = text block\n", "not 'text block'"),
     ],
 )

@@ -349,7 +349,7 @@ class TextSam:
         geometric = (question.points, question.point_labels, question.boxes, question.mask_input)
         if self.text_reader is None or any(prompt is not None for prompt in geometric):
             return []
-        return self.text_reader.levels_asked(question.texts)
+        return self.text_reader.levels_asked(question.texts, question.negative_texts)
 
     def _check(self, question: Question, geometry: ImageGeometry) -> GeometricPrompts | None:
         """The rest of the checks, for which the photo's size is needed; also that all words are known."""

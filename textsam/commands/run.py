@@ -69,9 +69,8 @@ def check_question(sam: TextSam, options: dict[str, Any]) -> None:
     arguments: dict[str, Any] = dict.fromkeys(inspect.signature(ask).parameters) | flags | options
     try:
         question = ask(**arguments)
-        levels = sam.text_reader.levels_asked(question.texts) if sam.text_reader is not None else []
-        if levels and question.negative_texts:
-            raise ValueError(f"{levels[0]!r} is a level of written text, with which no negative words go.")
+        if sam.text_reader is not None:
+            sam.text_reader.levels_asked(question.texts, question.negative_texts)
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="segment") from error
 

@@ -63,7 +63,8 @@ class Labeller:
         )
         if settings.cache is not None:
             self.sam.use_cache(Path(settings.cache))
-        self._check_levels()
+        if self.sam.text_reader is not None:  # what cannot be read is told now, and not once for each picture
+            self.sam.text_reader.levels_asked(self.queries.texts, self.queries.negative_texts)
         if self.sam.text_encoder is not None:
             self.sam.text_encoder.encode([*self.queries.texts, *self.queries.negative_texts])
         self.reader = PictureReader()
@@ -111,18 +112,3 @@ class Labeller:
             return {**row, "error": " ".join(str(error).split()) or type(error).__name__}
         objects = [annotation for annotation in record.annotations if annotation["area"]]
         return {**row, "width": record.width, "height": record.height, "annotations": objects}
-
-    def _check_levels(self) -> None:
-        """Finds what a reader of written text cannot be asked for before the first picture, not once for each."""
-        reader = self.sam.text_reader
-        levels = [] if reader is None else reader.levels_asked(self.queries.texts)
-        if reader is None or not levels:
-            return
-        untrained = [level for level in levels if level not in reader.config.levels]
-        if untrained:
-            raise ValueError(f"This model reads {', '.join(reader.config.levels)}, not {untrained[0]!r}.")
-        if self.queries.negative_texts:
-            raise ValueError(
-                f"Expected no negative words with levels of written text, got {self.queries.negative_texts[0]!r}: "
-                "leave it out."
-            )

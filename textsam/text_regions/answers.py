@@ -21,12 +21,10 @@ def answer_levels(reader: Any, picture: np.ndarray, levels: list[str], question:
         levels: as `reader.levels_asked` found them.
         question: its threshold and max_instances (of a level, the best, still in reading order).
     Raises:
-        ValueError: negative texts or logits are asked for, which reading does not have.
+        ValueError: logits are asked for, which reading does not have.
     """
     import supervision as sv
 
-    if question.negative_texts:
-        raise ValueError("Expected no negative_text with levels of written text, got one: leave it out.")
     if question.return_logits:
         raise ValueError(
             "Expected return_logits=False with levels of written text, whose maps cover tiles, got True: "

@@ -60,6 +60,14 @@ class TextRegionConfig:
         shrink = self.shrink.get(level, 0.0)
         return self.growth.get(level, shrink / (1 - 2 * shrink))
 
+    def check_trained(self, levels: Sequence[str]) -> None:
+        """Raises ValueError for a level that the model was not trained for."""
+        untrained = [level for level in levels if level not in self.levels]
+        if untrained:
+            raise ValueError(
+                f"This model reads {', '.join(self.levels)}, not {untrained[0]!r}: train it for that level."
+            )
+
 
 def check_levels(names: Sequence[str]) -> None:
     """Raises ValueError for a name that is no level, listing those that are."""

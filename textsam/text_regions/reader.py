@@ -37,11 +37,12 @@ class TextRegionReader:
         self.model, self.embed, self.encode, self.config = model, embed, encode, config
         self.options = options or TextReadingOptions(presence_threshold=config.presence_threshold)
 
-    def levels_asked(self, texts: Sequence[str] | None) -> list[str]:
+    def levels_asked(self, texts: Sequence[str] | None, negative_texts: Sequence[str] = ()) -> list[str]:
         """The levels that texts name, in any case, in their order; empty when none does.
 
         Raises:
-            ValueError: some are levels and some are other words, which are looked for in another way.
+            ValueError: some are levels and some are other words, which are looked for in another way; a level that the
+                model was not trained for; or negative texts, which reading does not have.
         """
         names = [text.casefold() for text in texts or ()]
         levels = [name for name in names if name in LEVELS]
@@ -51,6 +52,11 @@ class TextRegionReader:
                 f"Expected levels of written text ({', '.join(self.config.levels)}) or other words, got "
                 f"{levels[0]!r} and {other!r}: ask for them one after the other."
             )
+        if levels and negative_texts:
+            raise ValueError(
+                f"Expected no negative_text with levels of written text, got {negative_texts[0]!r}: leave it out."
+            )
+        self.config.check_trained(levels)
         return levels
 
     def read(

@@ -49,9 +49,7 @@ def read_levels(
     """
     options = options or TextReadingOptions()
     check_levels(levels)
-    untrained = [level for level in levels if level not in config.levels]
-    if untrained:
-        raise ValueError(f"This model reads {', '.join(config.levels)}, not {untrained[0]!r}: train it for that level.")
+    config.check_trained(levels)
     asked = list(dict.fromkeys(levels))
     if STROKE in asked:  # ink is handed out by line
         asked += [level for level in ("text line",) if level in config.levels and level not in asked]
