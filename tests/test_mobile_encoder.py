@@ -143,10 +143,26 @@ def test_gradients_and_training_take_pytorch(encoder: MobileEncoder, compiled: K
         fresh(pictures(1, 32, 32)).embeddings.sum().backward()
         with torch.no_grad():
             fresh.train()(pictures(1, 32, 32))
-            fresh.eval().bfloat16()(pictures(1, 32, 32).bfloat16())
+            fresh.eval().double()(pictures(1, 32, 32).double())
     assert fresh.trunk.conv0.weight.grad is not None
     assert fresh.trunk not in native_layers._kept
     assert fresh not in native_layers._kept
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_is_rounded_at_the_ends_alone(
+    encoder: MobileEncoder, compiled: Kernels, dtype: torch.dtype
+) -> None:
+    """The kernels compute in float32, so the answer is that of the rounded weights, rounded once."""
+    x = pictures(2, 48, 64).to(dtype)
+    half = copy.deepcopy(encoder).to(dtype)
+    with only(compiled):
+        exact = maps(copy.deepcopy(half).float()(x.float()))
+        found = maps(half(x))
+    assert half in native_layers._kept
+    for one, two in zip(exact, found, strict=True):
+        assert torch.equal(one.to(dtype), two)
 
 
 class Adapter(nn.Linear):

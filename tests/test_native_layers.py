@@ -112,3 +112,42 @@ def test_the_decoder_with_finer_maps(compiled: Kernels, drawn: bool, skips: bool
             again = decoder(image, pe, prompts, None)
         torch.testing.assert_close(again.low_res_logits, expected.low_res_logits, rtol=1e-4, atol=1e-3)
     assert called == ["transformer", "transformer", "transformer.layers.0"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_all_layers_take_half_precision(compiled: Kernels, dtype: torch.dtype) -> None:
+    """Rounded once, at the end: nearer to what the rounded weights give in float32 than PyTorch's own products."""
+    torch.manual_seed(0)
+    decoder = MaskDecoder(transformer_dim=128, transformer=TwoWayTransformer(2, 128, 8, 64, 1), refinement=True)
+    detail, geometry = MaskDetail(64, 24, (12, 20, 24, 8)), GeometryMaps(72)
+    known = [layer.in_channels for layer in detail.see]
+    features = [torch.randn(2, each, 16 >> i, 16 >> i) for i, each in enumerate(known, start=1)]
+    tokens, image, pe = torch.randn(2, 7, 128), torch.randn(2, 128, 4, 6), torch.randn(1, 128, 4, 6)
+    finer = [torch.randn(2, 32, 8, 12)], [torch.randn(2, 16, 16, 24)]
+
+    def upscale(layers: nn.Module, x: Tensor, fine: list[Tensor], fine4: list[Tensor]) -> Tensor:
+        skips = ImageEmbeddings(x, (64, 96), (fine4[0], fine[0]))
+        return decoder._upscale(x, skips, PromptEmbeddings(tokens, x), None)
+
+    calls: list[tuple[nn.Module, Callable[..., object], tuple[object, ...]]] = [
+        (detail, detail._unet, (torch.randn(2, 4 * MAPS, 16, 16), features)),
+        (geometry, geometry._embed, (torch.randn(2, GeometryMaps.channels, 8, 12),)),
+        (decoder.transformer, lambda *x: decoder._exchange(*x, None), (image, pe, tokens)),
+        (decoder.output_upscaling, lambda *x: upscale(decoder.output_upscaling, *x), (image, *finer)),
+        (decoder.refiner, decoder.refiner, (torch.randn(2, 16, 16, 24), torch.randn(2, GeometryMaps.channels, 16, 24))),
+    ]
+    for module in (decoder, detail, geometry):
+        randomize(module).eval().to(dtype)
+    for module, call, inputs in calls:
+        inputs = native_layers._cast(inputs, dtype)
+        with only(compiled):
+            found = native_layers._cast(call(*inputs), torch.float32)
+        assert module in native_layers._kept
+        with only(None):
+            rough = native_layers._cast(call(*inputs), torch.float32)
+            module.float()
+            exact = call(*native_layers._cast(inputs, torch.float32))
+            module.to(dtype)
+        for one, two, other in zip(*(x if isinstance(x, tuple) else (x,) for x in (found, exact, rough)), strict=True):
+            assert float((one - two).abs().mean()) <= float((other - two).abs().mean())

@@ -57,7 +57,7 @@ def decode_natively(
     if one_image and len(dense) == 1 and count >= _WORTH_SHARING:
         keys = (embeddings + dense)[0].flatten(1).T
         shared = SharedImage(blocks_of(transformer)[0], keys[None], keys[None] + image_pe[0].flatten(1).T)
-    few = shared is None and count < _WORTH_SHARING and tokens.shape[2] % 16 == 0
+    few = shared is None and count < _WORTH_SHARING and tokens.shape[2] % 16 == 0 and tokens.dtype == torch.float32
     whole = packed(transformer, PackedTransformer, tokens) if few else None
     step = max(_CHUNK_ELEMENTS // max(embeddings[0].numel(), 1), 1)
     buffer = pe.new_empty(min(step, count), *pe.shape)
@@ -80,7 +80,7 @@ def decode_natively(
 
 
 class PackedTransformer:
-    """A `TwoWayTransformer` in float32, its tokens included."""
+    """A `TwoWayTransformer`, its tokens included."""
 
     def __init__(self, compiled: Kernels, transformer: Any) -> None:
         self.kernels, self.kept = compiled, list[Tensor]()
@@ -108,7 +108,7 @@ class PackedTransformer:
         self.kept += self.kernels.panels(layer.weight, layer.bias)
 
     def _norm(self, norm: nn.LayerNorm) -> None:
-        self.kept += [norm.weight.detach(), norm.bias.detach()]
+        self.kept += [norm.weight.detach().float(), norm.bias.detach().float()]
 
     def _per_head(self, weights: Tensor, biases: Tensor) -> None:
         """(heads, out, in) and (heads, out)."""
@@ -131,7 +131,7 @@ class PackedTransformer:
         heads, out = attention.num_heads, attention.out_proj
         self._linear(attention.k_proj)
         self._fold(attention.q_proj, heads)
-        self.kept.append(attention.q_proj.bias.detach())
+        self.kept.append(attention.q_proj.bias.detach().float())
         self._linear(attention.v_proj)
         self._per_head(out.weight.unflatten(1, (heads, -1)).transpose(0, 1), (out.bias / heads).expand(heads, -1))
 

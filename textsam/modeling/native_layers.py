@@ -1,8 +1,8 @@
 """Layers of the small encoder and of the head for strokes without gradients, by the compiled kernels.
 
-The numbers are the same, the memory traffic is a fraction. MobileNetV2 widens its maps sixfold and narrows them again:
-layer by layer, most of the time goes into writing the wide maps to memory and reading them back; the kernels keep a few
-rows of them in the cache. Their maps are channels last.
+The numbers are those of float32, the memory traffic is a fraction. MobileNetV2 widens its maps sixfold and narrows them
+again: layer by layer, most of the time goes into writing the wide maps to memory and reading them back; the kernels
+keep a few rows of them in the cache. Their maps are channels last.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from textsam.native.library import kernels
 
 Packed = TypeVar("Packed")
 Pair = tuple[Tensor, Tensor]
+KNOWN = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Kept(NamedTuple):
@@ -43,18 +44,16 @@ _kept: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()
 def packed(module: nn.Module, make: Callable[[Kernels, Any], Packed], x: Tensor) -> Packed | None:
     """The weights of `module` as the kernels take them, made by `make` and kept until a parameter changes.
 
-    None where its own operations are to serve: other types or devices, gradients, adapters, hooks on layers within, no
-    kernels. Only a change through `.data` that spares the first elements of all parameters goes unseen.
+    None where its own operations are to serve: other devices, float64, gradients, adapters, hooks on layers within, no
+    kernels. Only a change through `.data` that spares the first elements of all parameters goes unseen. With weights of
+    half precision the kernels still compute in float32, see `Widened`.
     """
-    if x.dtype != torch.float32:
-        _kept.pop(module, None)  # which may hold the float32 weights of before
-        return None
-    if not is_cpu_inference(x) or module.training:
+    if x.dtype not in KNOWN or not is_cpu_inference(x) or module.training:
         return None
     compiled = kernels()
     if compiled is None:
         return None
-    parts, state = [module], list[Any]((compiled,))
+    parts, state = [module], list[Any]((compiled, x.dtype))
     for part in parts:  # which grows
         state.append(id(part))
         for parameter in part._parameters.values():
@@ -68,12 +67,35 @@ def packed(module: nn.Module, make: Callable[[Kernels, Any], Packed], x: Tensor)
     if kept is None or kept.state != state or not torch.equal(torch.cat(kept.starts), kept.seen):
         plain = all(type(each).__module__.startswith(("torch.nn.modules.", "textsam.")) for each in parts)
         parameters = [each for part in parts for each in part._parameters.values() if each is not None]
-        known = all(type(each) is nn.Parameter and each.dtype == torch.float32 for each in parameters)
+        known = all(type(each) is nn.Parameter and each.dtype == x.dtype for each in parameters)
         if not (plain and known) or None in state:
+            _kept.pop(module, None)
             return None
         starts = [each.detach().as_strided((min(each.numel(), 8),), (1,)) for each in parameters]
-        kept = _kept[module] = Kept(state, starts, torch.cat(starts), make(compiled, module))
+        made: Any = make(compiled, module)
+        made = made if x.dtype == torch.float32 else Widened(made, x.dtype)
+        kept = _kept[module] = Kept(state, starts, torch.cat(starts), made)
     return kept.made
+
+
+class Widened:
+    """A layer whose kernels compute in float32, between layers of half precision: twice as fast as PyTorch's operations
+    of that type, which CPUs have for matrix products alone, and without their rounding."""
+
+    def __init__(self, made: Callable[..., Any], dtype: torch.dtype) -> None:
+        self.made, self.dtype = made, dtype
+
+    def __call__(self, *inputs: Any) -> Any:
+        return _cast(self.made(*_cast(inputs, torch.float32)), self.dtype)
+
+
+def _cast(x: Any, dtype: torch.dtype) -> Any:
+    """The tensors in `x` in another type."""
+    if isinstance(x, Tensor):
+        return x.to(dtype)
+    if isinstance(x, (list, tuple)):
+        return type(x)(_cast(each, dtype) for each in x)
+    return {key: _cast(each, dtype) for key, each in x.items()} if isinstance(x, dict) else x
 
 
 def parts_of(module: nn.Module) -> list[nn.Module]:
@@ -289,7 +311,7 @@ class PackedUpscaling:
 
 
 def _norm(norm: Any) -> Pair:
-    return norm.weight.detach(), norm.bias.detach()
+    return norm.weight.detach().float(), norm.bias.detach().float()
 
 
 def _context(compiled: Kernels, block: Any) -> list[Tensor]:
@@ -340,8 +362,8 @@ def _depthwise(conv: nn.Conv2d, width: int) -> Pair:
     """Weights (9, width) and bias (width,) of a depthwise 3 x 3 convolution, with zeros behind its channels."""
     bias: Any = conv.bias
     missing = width - conv.out_channels
-    weight = F.pad(conv.weight.detach().flatten(1).T, (0, missing))
-    return weight.contiguous(), F.pad(bias.detach(), (0, missing))
+    weight = F.pad(conv.weight.detach().float().flatten(1).T, (0, missing))
+    return weight.contiguous(), F.pad(bias.detach().float(), (0, missing))
 
 
 def _channels_first(rows: Tensor) -> Tensor:
