@@ -21,7 +21,9 @@ def main(
     host: Annotated[
         str | None, typer.Option("--host", help="0.0.0.0 for other machines. Default: this one only.")
     ] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Default: the first free one from 7860.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="Default: the first free one from 7860.")
+    ] = None,
 ) -> None:
     """Open the page: objects in a picture by words, clicks, boxes and brush."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, or the photos would outlive the server
@@ -33,7 +35,11 @@ def main(
             host=host, port=port, share=share, prevent_thread_lock=False,
         )  # fmt: skip
     except (ValueError, OSError) as error:
-        typer.echo(f"app: {' '.join(str(error).split())}", err=True)
+        text = " ".join(str(error).split())
+        if text.startswith("Cannot find empty port"):  # Gradio's, which names its own arguments
+            place = f"{host or '127.0.0.1'}:{port or 'from 7860 on'}"
+            text = f"Cannot open the page at {place}, taken or not of this machine: choose another --port or --host."
+        typer.echo(f"app: {text}", err=True)
         raise typer.Exit(2) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ nothing has changed then.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -43,7 +44,7 @@ def ask_words(session: Session, words: tuple[str, ...], negative_words: tuple[st
 def ask_everything(session: Session) -> None:
     """All automatic masks, in the place of words; an object that is being asked for is done."""
     found = find_everything(session.sam, session.ids.__next__)
-    threshold = min([session.scene.threshold, *(mask.confidence for mask in found)])
+    threshold = min([session.scene.threshold, *(math.floor(100 * mask.confidence) / 100 for mask in found)])
     session.step(replace(_done(session.scene), prompts=Prompts(everything=True), found=found, threshold=threshold))
 
 
@@ -65,6 +66,8 @@ def _point(session: Session, point: Point) -> None:
             raise ValueError("There is no mask here to take something away from: click on one, or choose it first.")
         refine = scene.prompts.target is not None or not point.positive
         scene = scene.with_prompts(target=target, refine=refine)
+    if point in scene.prompts.points:  # the second half of a double click
+        return
     if len(scene.prompts.points) >= LIMITS.points:
         raise ValueError(f"An object takes at most {LIMITS.points} clicks: go on with the next object.")
     _ask_object(session, scene.with_prompts(points=(*scene.prompts.points, point), corner=None))

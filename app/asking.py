@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from textsam.prompting.detections import UNNAMED_CLASS, best_of_group
 if TYPE_CHECKING:
     import supervision as sv
 
+BETWEEN_WORDS = r"[,;\n，、；]"  # the last three: how a Chinese or Japanese keyboard writes the first two
 LOWEST_CONFIDENCE = 0.25  # found at all, and shown when the threshold is moved down
 
 
@@ -46,14 +48,14 @@ def parse_words(text: str) -> tuple[str, ...]:
     Raises:
         ValueError: too many, or too long a word.
     """
-    words = [clean_text(part) for part in text.replace("\n", ",").split(",") if part.strip()]
-    words = list({word.casefold(): word for word in words}.values())
-    if len(words) > LIMITS.words:
-        raise ValueError(f"At most {LIMITS.words} words are looked for at once, these are {len(words)}.")
-    long = next((word for word in words if len(word) > LIMITS.word_length), None)
+    parts = [part.strip() for part in re.split(BETWEEN_WORDS, text) if part.strip()]
+    long = next((part for part in parts if len(part) > LIMITS.word_length), None)
     if long is not None:
         raise ValueError(f"A word has at most {LIMITS.word_length} characters: “{long[:20]}…” has {len(long)}.")
-    return tuple(words)
+    words = {word.casefold(): word for word in map(clean_text, parts)}
+    if len(words) > LIMITS.words:
+        raise ValueError(f"At most {LIMITS.words} words are looked for at once, these are {len(words)}.")
+    return tuple(words.values())
 
 
 def known_words(sam: TextSam, words: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:

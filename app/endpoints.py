@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,21 +15,37 @@ import numpy as np
 from app.asking import everything_options, for_photo, parse_words
 from app.components import extended
 from app.limits import LIMITS, open_photo
-from app.messages import sentence
+from app.messages import ADDRESS, sentence
 from textsam.files.export import draw_overlay, image_record
 from textsam.predictor import TextSam
 
 
-def _path(self: gr.Image, payload: Any) -> str | None:
-    return None if payload is None or not payload.path else payload.path
+def _photo(self: gr.Image, payload: Any) -> str | None:
+    """Its path, which Gradio has checked to be an upload's, or its data: URL, and no other address."""
+    if payload is None or payload.path:
+        return None if payload is None else payload.path
+    if not (payload.url or "data:").startswith("data:"):
+        raise gr.Error(ADDRESS, print_exception=False)
+    return payload.url
 
 
-_PhotoFile = extended(gr.Image, preprocess=_path)
+def _words(self: gr.Textbox, payload: Any) -> str | None:
+    """Also a list, which `TextSam.predict` takes for several words."""
+    return ", ".join(map(str, payload)) if isinstance(payload, list) else gr.Textbox.preprocess(self, payload)
+
+
+_PhotoFile = extended(gr.Image, preprocess=_photo)
+_Words = extended(gr.Textbox, preprocess=_words)
 
 
 def photo_file(**options: Any) -> gr.Image:
     """An image component that hands over the file as it came: reading it, and saying what is wrong, is the page's."""
     return _PhotoFile(type="filepath", **options)
+
+
+def word_list(**options: Any) -> gr.Textbox:
+    """A component for words that are divided by commas, or come as a list."""
+    return _Words("", **options)
 
 
 def number_lists(**options: Any) -> gr.JSON:
@@ -93,9 +108,9 @@ class Endpoints:
             JSON with "width", "height" and "masks", a list of objects with "name", "confidence", "box" [x1, y1, x2, y2], "area" in pixels and "segmentation", the mask as COCO compressed RLE; then a picture with the masks drawn on it.
         """  # noqa: E501
         with _told():
-            if not 1 <= points_per_side <= 32:
+            if points_per_side is None or not 1 <= points_per_side <= 32:
                 raise ValueError(f"Expected points_per_side from 1 to 32, got {points_per_side}.")
-            photo = open_photo(_path(image))
+            photo = open_photo(_given(image))
             options = {**everything_options(self.sam), "points_per_side": int(points_per_side)}
             return self._answer(photo, for_photo(self.sam, photo).generate(**options))
 
@@ -116,7 +131,7 @@ class Endpoints:
             raise ValueError(f"With points or boxes one text says what the object is, here are {len(words)}.")
         if not words and not points and not boxes:
             raise ValueError("Expected text, points or boxes, got none: say what to segment, or call generate.")
-        photo = open_photo(_path(image))
+        photo = open_photo(_given(image))
         sam = for_photo(self.sam, photo)
         return self._answer(photo, sam.predict(**asked, threshold=threshold or None, multimask_output=bool(multimask)))
 
@@ -139,18 +154,18 @@ class Endpoints:
         return {"width": record.width, "height": record.height, "masks": masks}, draw_overlay(photo, detections)
 
 
-def _points(points: Any) -> tuple[list[list[float]], list[int]]:
+def _points(points: Any) -> tuple[list[list[float]], list[float]]:
     if len(points) > LIMITS.points:
         raise ValueError(f"Expected at most {LIMITS.points} points, got {len(points)}.")
     if any(not isinstance(point, list) or len(point) not in (2, 3) for point in points):
         raise ValueError("Expected points as [x, y] or [x, y, label], such as [[120, 80, 1]].")
-    return [point[:2] for point in points], [int(point[2]) if len(point) == 3 else 1 for point in points]
+    return [point[:2] for point in points], [point[2] if len(point) == 3 else 1 for point in points]
 
 
-def _path(image: Any) -> Path:
+def _given(image: str | None) -> str:
     if not image:
         raise ValueError("Expected an image, got none.")
-    return Path(image)
+    return image
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from app import actions
-from app.asking import for_photo, known_words, parse_words
+from app.asking import LOWEST_CONFIDENCE, for_photo, known_words, parse_words
 from app.downloads import write_download
 from app.drawing import draw_thumbnail, draw_view, view_size
 from app.limits import open_photo
@@ -24,6 +24,7 @@ from textsam.prompting.detections import UNNAMED_CLASS
 
 PROGRESS = gr.Progress()  # as a default value it stands for the bar of each call
 WORDS = slice(4, 6)  # of what the page shows: the two boxes for words
+THRESHOLD = 6
 VIEWS_KEPT = 8  # pictures of a session that may still be on their way to the browser
 
 
@@ -49,7 +50,7 @@ class Handlers:
             return [key, *[gr.skip()] * 4, *nothing()]
         progress(0.2, desc="Encoding the photo")
         try:
-            photo = open_photo(Path(path))
+            photo = open_photo(path)
             sam = for_photo(self.sam, photo)
         except (ValueError, OSError) as error:
             gr.Warning(escaped(sentence(error)), title="This photo cannot be used")
@@ -91,14 +92,20 @@ class Handlers:
         """The brush's layers, joined to a mask."""
         layers = [layer[..., 3] > 0 for layer in (painted or {}).get("layers", []) if layer is not None]
 
+        done = []
+
         def change(session: Session) -> None:
             mask = np.zeros(session.photo.shape[:2], dtype=bool)
             for layer in layers:
                 size = (mask.shape[1], mask.shape[0])
                 mask |= np.asarray(Image.fromarray(layer).resize(size, Image.Resampling.NEAREST))
             actions.paint(session, mask)
+            done.append(True)
 
-        return [actions.INCLUDE, gr.Image(visible=True), gr.Column(visible=False), *self._change(key, change)]
+        shown = self._change(key, change)
+        if not done:  # told why; what is painted stays, to be mended
+            return [gr.skip()] * 3 + shown
+        return [actions.INCLUDE, gr.Image(visible=True), gr.Column(visible=False), *shown]
 
     def tool(self, key: str | None, tool: str) -> list[Any]:
         """The brush needs another picture than clicks and boxes do."""
@@ -127,9 +134,13 @@ class Handlers:
         """One of three candidates."""
         return self._change(key, lambda session: actions.choose_candidate(session, int(event.index)))
 
-    def threshold(self, key: str | None, value: float) -> list[Any]:
+    def threshold(self, key: str | None, value: float | None) -> list[Any]:
         """The slider: what was found already is shown or not, and the model does nothing."""
-        return self._change(key, lambda session: actions.set_threshold(session, value))
+        if value is None:  # the field beside it is empty: a number is being typed
+            return nothing()
+        answer = self._change(key, lambda session: actions.set_threshold(session, max(value, LOWEST_CONFIDENCE)))
+        answer[THRESHOLD] = gr.skip()  # "0." must not become "0" under the hands of who types 0.6
+        return answer
 
     def next_object(self, key: str | None) -> list[Any]:
         """Go on with another object."""

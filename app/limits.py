@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ class Limits:
     """
     Attributes:
         upload_bytes: of one file.
+        request_bytes: of one request, in which a file may come as a data: URL, a third longer than its bytes.
         photo_pixels: that a file may declare before it is decoded.
         work_side: px; larger photos are scaled down to it when they come in. Masks and downloads have that size.
         words, word_length: names asked for at once, and characters of each.
@@ -31,6 +34,7 @@ class Limits:
     """
 
     upload_bytes: int = 20_000_000
+    request_bytes: int = 28_000_000
     photo_pixels: int = 50_000_000
     work_side: int = 1600
     words: int = 24
@@ -47,17 +51,17 @@ class Limits:
 LIMITS = Limits()
 
 
-def open_photo(path: Path, limits: Limits = LIMITS) -> RgbImage:
+def open_photo(source: str | Path, limits: Limits = LIMITS) -> RgbImage:
     """An uploaded file as (H, W, 3) uint8 RGB, neither side longer than `limits.work_side`.
 
+    Args:
+        source: its path, or its content as a data: URL.
     Raises:
         ValueError: too large, damaged, or not a picture, in one sentence without the server's paths.
     """
-    size = path.stat().st_size
-    if size > limits.upload_bytes:
-        raise ValueError(f"This file has {size / 1e6:.0f} MB, at most {limits.upload_bytes / 1e6:.0f} MB are taken.")
+    content = _content(source, limits)
     try:
-        pixels = read_image(path.read_bytes(), max_pixels=limits.photo_pixels)
+        pixels = read_image(content, max_pixels=limits.photo_pixels)
     except (ValueError, TypeError, MemoryError) as error:
         raise ValueError(str(error).replace("the bytes given", "This file")) from error
     height, width = pixels.shape[:2]
@@ -66,6 +70,29 @@ def open_photo(path: Path, limits: Limits = LIMITS) -> RgbImage:
         return pixels
     smaller = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.asarray(Image.fromarray(pixels).resize(smaller, Image.Resampling.LANCZOS, reducing_gap=3.0))
+
+
+def check_bytes(size: int, limits: Limits = LIMITS) -> None:
+    """Refuse a file of more bytes than are taken, with ValueError."""
+    if size > limits.upload_bytes:
+        raise ValueError(f"This file has {size / 1e6:.1f} MB, at most {limits.upload_bytes / 1e6:.0f} MB are taken.")
+
+
+def check_inline(url: str, limits: Limits = LIMITS) -> None:
+    """The same for what a data: URL holds, before it is decoded."""
+    check_bytes(len(url.partition(",")[2]) * 3 // 4, limits)
+
+
+def _content(source: str | Path, limits: Limits) -> bytes:
+    """The bytes of a photo that is not too large."""
+    if not str(source).startswith("data:"):
+        check_bytes(Path(source).stat().st_size, limits)
+        return Path(source).read_bytes()
+    check_inline(str(source), limits)
+    try:
+        return base64.b64decode(str(source).partition(",")[2], validate=True)
+    except binascii.Error as error:
+        raise ValueError("Expected a data: URL with base64, such as data:image/jpeg;base64,/9j/4AAQ.") from error
 
 
 def workers(sam: TextSam) -> tuple[int, int]:

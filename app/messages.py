@@ -6,6 +6,7 @@ NO_PHOTO = "Drop in a photo first."
 GONE = "This photo was put away, because it was idle for long or many people are here. Drop it in again."
 
 ADDRESS = "Nothing is fetched from an address: upload the file, or send its bytes as a data: URL."
+NO_LINKS = "This page keeps no links to its states: download what was found."
 
 
 def sentence(error: BaseException) -> str:

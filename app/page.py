@@ -10,8 +10,9 @@ import gradio as gr
 from app import actions
 from app.asking import LOWEST_CONFIDENCE, default_threshold
 from app.brush import brush_editor
+from app.components import extended
 from app.downloads import FORMATS
-from app.endpoints import Endpoints, number_lists, photo_file
+from app.endpoints import Endpoints, number_lists, photo_file, word_list
 from app.handlers import VIEW_LENGTH, Handlers
 from app.limits import LIMITS, workers
 from app.lists import MASKS_HTML, ON_LOAD, PROMPTS_HTML
@@ -24,8 +25,19 @@ EXAMPLES = [("chelsea.jpg", "cat"), ("coffee.jpg", "cup"), ("astronaut.jpg", "pe
 
 HEAD = "<h1>TextSAM</h1><p>Objects in a picture by words, clicks, boxes and brush.</p>"
 
-# A click on a link that appears only when its file is ready.
-FETCH = "() => new Promise(done => setTimeout(() => { document.querySelector('#%s')?.click(); done(); }, 250))"
+# The file goes to the browser's downloads; none came when there was nothing to write.
+FETCH = """file => {
+  if (file) Object.assign(document.createElement('a'), {href: file.url, download: file.orig_name}).click();
+}"""
+
+# For who does not see them: Gradio's thumbnails are buttons without a name.
+NAME_EXAMPLES = (
+    "() => document.querySelectorAll('#examples .gallery-item').forEach("
+    f"(item, i) => item.setAttribute('aria-label', {[f'Try a photo: {asked}' for _, asked in EXAMPLES]}[i]))"
+)
+
+# Who types 0.6 has typed 0 before, which Gradio's own refuses.
+_Slider = extended(gr.Slider, preprocess=lambda self, payload: payload)
 
 THEME = gr.themes.Base(
     primary_hue="blue",
@@ -56,6 +68,7 @@ def build(sam: TextSam, store: SessionStore) -> gr.Blocks:
                 controls = _controls(sam)
         _connect(handlers, key, {**stage, **controls}, workers(sam)[0])
         _endpoints(sam, workers(sam)[0])
+        page.load(None, js=NAME_EXAMPLES, api_visibility="private")
     return page
 
 
@@ -99,7 +112,7 @@ def _controls(sam: TextSam) -> dict[str, Any]:
         parts["clear"] = gr.Button("Clear", size="sm", elem_id="clear")
         parts["next"] = gr.Button("Next object", size="sm", interactive=False, elem_id="next")
     parts["masks"] = gr.HTML([], html_template=MASKS_HTML, js_on_load=ON_LOAD, elem_id="masks")
-    parts["threshold"] = gr.Slider(
+    parts["threshold"] = _Slider(
         LOWEST_CONFIDENCE, 1.0, value=default_threshold(sam), step=0.01, label="Show from confidence",
         elem_id="threshold",
     )  # fmt: skip
@@ -154,10 +167,11 @@ def _connect(handlers: Handlers, key: gr.State, parts: dict[str, Any], count: in
     )
 
     parts["masks"].select(handlers.choose, [key], view, **quiet)
-    parts["masks"].delete(handlers.remove_mask, [key], view, **quiet)
+    parts["masks"].delete(handlers.remove_mask, [key], view, trigger_mode="multiple", **quiet)
     parts["candidates"].select(handlers.candidate, [key], view, **quiet)
     parts["threshold"].input(handlers.threshold, [key, parts["threshold"]], view, trigger_mode="always_last", **quiet)
-    for name, handler in (("undo", handlers.undo), ("clear", handlers.clear), ("next", handlers.next_object)):
+    parts["undo"].click(handlers.undo, [key], view, trigger_mode="multiple", **quiet)
+    for name, handler in (("clear", handlers.clear), ("next", handlers.next_object)):
         parts[name].click(handler, [key], view, **quiet)
 
     for button, handler, inputs, file in (
@@ -165,7 +179,7 @@ def _connect(handlers: Handlers, key: gr.State, parts: dict[str, Any], count: in
         ("pack", handlers.download_collection, [key], "packed"),
     ):
         ready = parts[button].click(handler, inputs, parts[file], **quiet)
-        ready.then(None, js=FETCH % parts[file].elem_id, api_visibility="private")
+        ready.then(None, parts[file], js=FETCH, api_visibility="private")
     parts["collect"].click(handlers.collect, [key, parts["name"]], parts["collected"], **quiet)
     parts["empty"].click(handlers.empty_collection, [key], parts["collected"], **quiet)
 
@@ -175,7 +189,7 @@ def _endpoints(sam: TextSam, count: int) -> None:
     endpoints = Endpoints(sam)
     with gr.Group(visible=False):
         image = photo_file(label="image")
-        text, unwanted = gr.Textbox("", label="text"), gr.Textbox("", label="negative_text")
+        text, unwanted = word_list(label="text"), word_list(label="negative_text")
         points, boxes = number_lists(label="points"), number_lists(label="boxes")
         threshold = gr.Number(0.0, label="threshold", minimum=0, maximum=1)
         multimask = gr.Checkbox(label="multimask")

@@ -149,16 +149,17 @@ class SessionStore:
 
 
 def _sweep_cache(cache: Path, late: float) -> None:
-    """Remove what Gradio's `delete_cache` does not know: files of uploads that broke off, and folders it has emptied.
+    """Remove what Gradio's `delete_cache` does not know: files of uploads that broke off, photos that agents sent as
+    data: URLs (Gradio calls each of them "file"), and folders that are empty.
 
     Args:
         late: what was changed since then stays: an upload may still be on its way.
     """
-    for path in cache.glob("*"):
+    for path in [*cache.glob("tmp*"), *cache.glob("*/file"), *cache.glob("*/file.*"), *cache.glob("*")]:
         with suppress(OSError):  # gone already, or a folder that holds files
             if path.stat().st_mtime >= late:
                 continue
             if path.is_dir():
                 path.rmdir()
-            elif path.name.startswith("tmp"):
+            elif path.parent != cache or path.name.startswith("tmp"):
                 path.unlink()

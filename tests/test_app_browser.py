@@ -183,6 +183,41 @@ def test_words_threshold_and_highlight(visitor: Visitor) -> None:
     assert abs(visitor.picture()[150, 200] - outlined[150, 200]).max() > 8  # deeper
 
 
+def test_threshold_is_typed_key_by_key(visitor: Visitor) -> None:
+    visitor.open()
+    visitor.find("cat", 1)
+    field = visitor.tab.locator("#threshold input[type=number]")
+    field.click()
+    field.press("End")
+    for key in [*["Backspace"] * 4, *"0.95"]:
+        field.press(key)
+        visitor.tab.wait_for_timeout(250)  # the page answers in between
+    visitor.wait_masks(0)
+    assert field.input_value() == "0.95"
+    assert visitor.tab.locator(".toast-body").count() == 0
+
+
+def test_quick_removals_and_undo_all_count(visitor: Visitor) -> None:
+    visitor.open()
+    visitor.tab.click("#everything")
+    visitor.wait_prompts("everything")
+    count = len(visitor.masks())
+    assert count > 3
+    click = "document.querySelectorAll('%s').forEach((button, i) => i < 3 && setTimeout(() => button.click(), 20 * i))"
+    visitor.tab.evaluate(click % "#masks .remove")
+    visitor.wait_masks(count - 3)
+    visitor.tab.evaluate("for (let i = 0; i < 3; i++) document.querySelector('#undo').click()")
+    visitor.wait_masks(count)
+
+
+def test_fullscreen_hides_the_page(visitor: Visitor) -> None:
+    visitor.open()
+    visitor.tab.locator("#picture button[aria-label=Fullscreen], #picture button[title=Fullscreen]").first.click()
+    visitor.tab.wait_for_selector("#picture.fullscreen")
+    assert "rgba" not in visitor.tab.evaluate("getComputedStyle(document.querySelector('#picture')).backgroundColor")
+    assert visitor.tab.locator("#picture img").bounding_box()["y"] == 0
+
+
 def test_click_candidates_undo_and_removal(visitor: Visitor) -> None:
     visitor.open()
     visitor.click(230, 150)
@@ -316,7 +351,7 @@ def test_broken_photo_gives_a_sentence(visitor: Visitor, tmp_path: Path) -> None
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_narrow_and_dark(browser, page_url: str, scheme: str) -> None:
     visitor = Visitor(browser, page_url, 390, 844, scheme)
-    visitor.tab.locator("#examples .gallery-item").first.click()
+    visitor.tab.get_by_role("button", name="Try a photo: cat").click()
     visitor.wait_masks(1)
     assert visitor.masks()[0][0] == "cat"
     assert visitor.tab.evaluate("document.documentElement.scrollWidth") <= 390

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import base64
+import os
 import re
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +75,7 @@ def assert_masks(answer: dict[str, Any], expected: Any) -> None:
         ({"points": [[230, 150, 1], [20, 20, 0]]}, {"points": [[230, 150], [20, 20]], "point_labels": [1, 0]}),
         ({"points": [[230, 150]], "multimask": True}, {"points": [[230, 150]], "multimask_output": True}),
         ({"text": "cat", "boxes": [[100, 20, 330, 260]]}, {"text": "cat", "boxes": [100, 20, 330, 260]}),
+        ({"text": ["cat", "dog"]}, {"text": ["cat", "dog"]}),
     ],
 )  # fmt: skip
 def test_segment(client: Client, sam: TextSam, asked: dict[str, Any], same: dict[str, Any]) -> None:
@@ -98,6 +102,8 @@ def test_generate(client: Client, sam: TextSam) -> None:
         ({"text": "cat", "points": [[999, 2]]}, "Expected points inside the image (x in 0..451"),
         ({"points": [[1, 2, 3, 4]]}, "Expected points as [x, y] or [x, y, label]"),
         ({"points": [["x", 2]]}, "Expected"),
+        ({"points": [[230, 150, 0.5]]}, "Expected point_labels of 1 (foreground), 0 (background)"),
+        ({"points": [[230, 150, None]]}, "Expected point_labels as numbers"),
         ({"points": [[5, 5]] * 100}, "at most 32 points"),
         ({"boxes": [[5, 5, 1, 1]]}, "swap the corners"),
         ({"text": "cat, dog", "points": [[5, 5]]}, "one text says what the object is"),
@@ -112,6 +118,37 @@ def test_wrong_requests_get_a_sentence(client: Client, asked: dict[str, Any], to
     assert "Traceback" not in str(caught.value)
 
 
+def test_points_per_side_of_nothing_gets_a_sentence(client: Client) -> None:
+    with pytest.raises(AppError, match="Expected points_per_side from 1 to 32, got None"):
+        client.predict(image=handle_file(CAT), points_per_side=None, api_name="/generate")
+
+
+def data_url(content: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode()
+
+
+def test_photo_as_data_url(client: Client, sam: TextSam) -> None:
+    photo = {"url": data_url(CAT.read_bytes()), "meta": {"_type": "gradio.FileData"}}
+    answer, _ = client.predict(image=photo, text="cat", api_name="/segment")
+    assert_masks(answer, sam.predict(CAT, text="cat"))
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("data:image/jpeg,x", "Expected a data: URL with base64"),
+        ("http://127.0.0.1:9/cat.jpg", ADDRESS),
+        (str(CAT), ADDRESS),  # a file of the server's
+        ("data:image/jpeg;base64," + "A" * 27_000_000, "has 20.2 MB, at most 20 MB"),
+    ],
+    ids=["no base64", "address", "path", "large"],
+)
+def test_other_urls_are_refused(client: Client, url: str, told: str) -> None:
+    photo = {"url": url, "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(AppError, match=re.escape(told)):
+        client.predict(image=photo, text="cat", api_name="/segment")
+
+
 def test_endpoints_are_two_and_typed(client: Client) -> None:
     described = client.view_api(return_format="dict", print_info=False)
     assert set(described["named_endpoints"]) == {"/segment", "/generate"}
@@ -121,11 +158,11 @@ def test_endpoints_are_two_and_typed(client: Client) -> None:
     assert [name for name, each in parameters.items() if not each["parameter_has_default"]] == ["image"]
 
 
-def test_mcp_lists_and_calls_the_tools(page_url: str, sam: TextSam) -> None:
+def test_mcp_lists_and_calls_the_tools(page_url: str, page_folder: Path, sam: TextSam) -> None:
     from mcp import ClientSession
     from mcp.client.streamable_http import streamable_http_client
 
-    photo = "data:image/jpeg;base64," + base64.b64encode(CAT.read_bytes()).decode()
+    photos = [CAT.read_bytes(), CAT.read_bytes() + bytes(6_000_000), CAT.read_bytes() + bytes(20_000_000)]
 
     async def visit() -> tuple[Any, Any]:
         async with (
@@ -134,9 +171,15 @@ def test_mcp_lists_and_calls_the_tools(page_url: str, sam: TextSam) -> None:
         ):
             await session.initialize()
             listed = await session.list_tools()
-            return listed.tools, await session.call_tool("segment", {"image": photo, "text": "cat"})
+            asked = [{"image": data_url(photo), "text": "cat"} for photo in photos]
+            return listed.tools, [await session.call_tool("segment", each) for each in asked]
 
-    tools, result = anyio.run(visit)
+    tools, (result, large, too_large) = anyio.run(visit)
+    assert not large.isError
+    assert too_large.isError
+    assert too_large.content[0].text == "This file has 20.0 MB, at most 20 MB are taken."
+    # It was not even written.
+    assert max(path.stat().st_size for path in page_folder.rglob("file.*")) < 20_000_000
     assert [tool.name for tool in tools] == ["segment", "generate"]
     segment = tools[0]
     assert "Segment objects in a photo by words" in segment.description
@@ -206,6 +249,22 @@ def test_too_large_an_upload_is_refused(page_url: str) -> None:
     assert answer.status_code == 413
 
 
+@pytest.mark.parametrize("declared", [True, False])
+def test_too_long_a_request_is_refused(page_url: str, declared: bool) -> None:
+    content = b"0" * (LIMITS.request_bytes + 1)
+    answer = httpx.post(f"{page_url}/gradio_api/queue/join", content=content if declared else iter([content]))
+    assert answer.status_code == 413
+    assert "at most 28 MB" in answer.text
+
+
+def test_no_links_are_written(page_url: str, page_folder: Path) -> None:
+    with Person(page_url) as person:
+        person.act("photo", "input", None, "", "")
+        answer = httpx.get(f"{page_url}/gradio_api/deep_link", params={"session_hash": person.session})
+    assert answer.status_code == 403
+    assert not list(page_folder.rglob("deep_links"))
+
+
 def test_doors_are_closed(page_url: str, page_folder: Path) -> None:
     secret = page_folder / "secret.txt"
     secret.write_text("nobody reads this")
@@ -255,6 +314,24 @@ def test_terminated_page_leaves_nothing(tmp_path: Path) -> None:
         with Person(url) as person:
             person.act("photo", "input", person.upload("cat.jpg", CAT.read_bytes()), "", "")
         assert any(path.is_file() for path in tmp_path.rglob("*"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("port", "told"), [(None, "taken or not of this machine: choose another --port"), ("99999", "Invalid value")]
+)
+def test_port_that_cannot_be_had(page_url: str, tmp_path: Path, port: str | None, told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "--port", port or page_url.rpartition(":")[2]],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -257,6 +257,7 @@ def test_everything_keeps_objects_and_what_was_removed(session: Session) -> None
     before = session.scene
     actions.ask_everything(session)
     rows = session.scene.rows()
+    assert session.scene.threshold == round(session.scene.threshold, 2)  # for the field that shows it
     assert before.current in rows
     assert small not in rows
     assert {row.origin for row in rows} == {"everything", "object"}
@@ -299,7 +300,41 @@ def test_requests_that_cannot_be_met_change_nothing(session: Session) -> None:
         parse_words(",".join(f"word{i}" for i in range(25)))
     with pytest.raises(ValueError, match="at most 60 characters"):
         parse_words("x" * 61)
+    with pytest.raises(ValueError, match=r"at most 60 characters: “x{20}…” has 3000"):
+        parse_words("x" * 3000)
     assert parse_words(" cat,, Cat ,\ndog ") == ("Cat", "dog")
+    assert parse_words("cat，dog、cup；bus; 고양이") == ("cat", "dog", "cup", "bus", "고양이")
+
+
+def test_double_click_is_one_click(session: Session) -> None:
+    actions.click(session, INCLUDE, 230, 150)
+    before = session.scene
+    actions.click(session, INCLUDE, 230, 150)
+    assert session.scene is before  # with its candidates
+    assert len(session.history) == 1
+
+
+def test_threshold_while_it_is_typed(sam: TextSam, store: SessionStore, cat_photo: np.ndarray) -> None:
+    handlers = Handlers(sam, store)
+    key = store.create()
+    session = store.get(key)
+    session.open(for_photo(sam, cat_photo), cat_photo, "cat")
+    for value, expected in ((None, 0.45), (0, LOWEST_CONFIDENCE), (0.6, 0.6), (7, 1.0)):
+        shown = handlers.threshold(key, value)
+        assert session.scene.threshold == expected
+        assert shown[6] == gr.skip()  # what is being typed stays
+
+
+def test_brush_stays_when_nothing_is_painted(
+    sam: TextSam, store: SessionStore, cat_photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(gr, "Warning", lambda text, *_, **__: told.append(text))
+    key = store.create()
+    store.get(key).open(for_photo(sam, cat_photo), cat_photo, "cat")
+    shown = Handlers(sam, store).paint(key, {"layers": [np.zeros((300, 451, 4), np.uint8)]})
+    assert shown[:3] == [gr.skip()] * 3
+    assert told == ["Nothing is painted yet: draw over the object first."]
 
 
 def test_too_many_clicks(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,15 +460,16 @@ def test_store_is_bounded_and_forgets(tmp_path: Path, sam: TextSam) -> None:
 
 def test_leftovers_in_the_cache_go_with_the_sessions_time(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    for folder in ("emptied", "new", "example"):
+    for folder in ("emptied", "new", "example", "agents"):
         (cache / folder).mkdir(parents=True)
-    files = {name: cache / name for name in ("tmpbroken", "tmpgoingon", "example/cat.jpg")}
+    files = {name: cache / name for name in ("tmpbroken", "tmpgoingon", "example/cat.jpg", "agents/file.jpg")}
     for file in files.values():
         file.write_bytes(b"x")
-    for path in (cache / "emptied", cache / "example", files["tmpbroken"], files["example/cat.jpg"]):
+    old = ("tmpbroken", "example/cat.jpg", "agents/file.jpg")
+    for path in (cache / "emptied", cache / "example", *(files[name] for name in old)):
         os.utime(path, (0, time.time() - 101))
     SessionStore(tmp_path / "sessions", Limits(session_seconds=100), cache=cache).sweep()
-    assert sorted(path.name for path in cache.rglob("*")) == ["cat.jpg", "example", "new", "tmpgoingon"]
+    assert sorted(path.name for path in cache.rglob("*")) == ["agents", "cat.jpg", "example", "new", "tmpgoingon"]
     SessionStore(tmp_path / "sessions", cache=tmp_path / "none").sweep()
 
 
