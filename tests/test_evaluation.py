@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ from rich.console import Console
 
 from textsam.evaluation.geometry import choose, farthest_from_boundary, next_click
 from textsam.evaluation.metrics import filled_boxes
-from textsam.evaluation.scoring import EvaluationOptions, main, run
+from textsam.evaluation.scoring import EvaluationOptions, run
 from textsam.evaluation.sheet import Case, CaseBook
+from textsam.evaluation.text import TextScores, _count_instances, semantic_truth
 from textsam.files.coco import CocoDataset, load_coco
 from textsam.files.rle import encode_mask
 from textsam.language.vocabulary import UnknownNameError
@@ -339,6 +341,45 @@ def test_several_sets_are_added_up_by_instance(data: Path) -> None:
         assert word in printed
 
 
+@pytest.mark.parametrize("width", [40, 80, 120, 200])
+def test_no_figure_is_cut_off(data: Path, width: int) -> None:
+    """A row as wide as a terminal seldom is goes below itself; brackets in a folder's name are no markup."""
+    folder = data.parent.rename(data.parent.with_name("shapes [old]"))
+    console = Console(width=width, record=True, file=io.StringIO(), force_terminal=False)
+    report = run(folder / "val.json", Oracle(folder / "val.json", answer=lambda mask: mask & False), console=console)
+    printed = console.export_text()
+    assert max(map(len, printed.splitlines())) <= width
+    assert "…" not in printed
+    assert "[old]/val" in printed
+    figures = [report.overall.filled_box, report.overall.ellipse, report.overall.calibration["box"]]
+    assert all(f"{figure:.3f}" in printed for figure in figures[:2])
+    for words in ("inst", "elli", "best", "single", "alone", "AUROC", "presence"):
+        assert words in printed
+
+
+def test_many_instances_of_a_large_picture_fit_into_memory(data: Path) -> None:
+    side, count = 400, 300
+    cells = [(20 * (i % 20), 20 * (i // 20)) for i in range(count)]
+    squares = [[[x, y, x + 10, y, x + 10, y + 10, x, y + 10]] for x, y in cells]
+    Image.new("RGB", (side, side)).save(data.parent / "images" / "1.png")
+    entry = {"id": 1, "file_name": "1.png", "height": side, "width": side}
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 1, "segmentation": square} for i, square in enumerate(squares)
+    ]
+    change(data, lambda content: content.update(images=[entry], annotations=annotations))
+    dataset = load_coco(data)
+    image = dataset.images[0]
+    truth = semantic_truth(image, dataset)
+    found = to_detections(image.instances[7].mask()[None], confidence=np.ones(1), class_id=np.zeros(1, int))
+    scores = TextScores()
+    tracemalloc.start()
+    _count_instances(found, 0, [region.rle for region in image.instances], truth.ignore["cat"], scores)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (scores.answers, scores.matches, scores.wanted) == ([1], [1], [count])
+    assert peak < count * side**2 / 4
+
+
 def test_limit_takes_images_of_each_set(data: Path) -> None:
     (scores,) = run(data, Oracle(data), options=EvaluationOptions(("box",), limit=2)).sets
     assert scores.images == 2
@@ -391,6 +432,15 @@ def test_choose_is_repeatable_and_keeps_the_order() -> None:
     assert picked != choose(items, 10, "b")
 
 
+def test_a_sheet_of_a_former_run_does_not_stay(data: Path, tmp_path: Path) -> None:
+    options = EvaluationOptions(("box",))
+    run(data, Oracle(data), options=options, out=tmp_path / "out")
+    assert (tmp_path / "out" / "cases.png").exists()
+    change(data, lambda content: content.update(annotations=[]))
+    run(data, Oracle(data), options=options, out=tmp_path / "out")
+    assert not (tmp_path / "out" / "cases.png").exists()
+
+
 def test_case_book_is_exact_and_bounded(tmp_path: Path) -> None:
     book = CaseBook(columns=3, sample_size=64)
     ious = np.random.default_rng(0).permutation(3000) / 3000
@@ -426,9 +476,9 @@ def test_no_data_set_is_an_error() -> None:
         run([], model=Oracle.__new__(Oracle))
 
 
-def test_main_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "none.json")]) == 1
-    assert "no such dataset file" in capsys.readouterr().err.replace("\n", " ")
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such dataset file"):
+        run(tmp_path / "none.json", model=Oracle.__new__(Oracle))
 
 
 def random_sam() -> Any:
@@ -470,14 +520,10 @@ def test_a_real_model_end_to_end_and_again(data: Path, tmp_path: Path) -> None:
     assert second.sets == first.sets
 
 
-def test_main_writes_scores_of_a_model_by_its_folder(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_scores_of_a_model_by_its_folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("textsam.checkpoints.loading.load", lambda name: {"folder": random_sam()}[name])
     out = tmp_path / "scores"
-    arguments = [str(data), "--model", "folder", "--prompts", "box", "text", "--limit", "2", "--out", str(out)]
-    assert main(arguments) == 0
-    assert "shapes/val" in capsys.readouterr().out
+    run(data, "folder", out=out, options=EvaluationOptions(("box", "text"), 2))
     written = json.loads((out / "scores.json").read_text())
     assert (written["model"], written["sets"][0]["images"]) == ("folder", 2)
     assert written["sets"][0]["clicks"] == {}

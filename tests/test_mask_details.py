@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from textsam.prompting.mask_details import (
     redraw,
 )
 from textsam.prompting.transforms import ImageGeometry, masks_at_original_size
-from train.mask_detail import DetailCrops, main, with_detail
+from train.mask_detail import DetailCrop, DetailCrops, main, with_detail, write_crops
 
 MASK = np.zeros((90, 120), bool)
 MASK[20:50, 30:100] = True
@@ -53,6 +53,30 @@ def test_a_crop_is_a_square_around_the_mask_and_its_prompt() -> None:
     points = np.array([[[40.0, 30.0], [110.0, 30.0], [5.0, 5.0]]])
     clicked = Crop.around(extent, Asked(points=points, labels=np.array([[1, 1, 0]])), CLICK_SIDE)
     assert clicked == Crop(70 - 64, 35 - 64, 128.0, CLICK_SIDE)  # x from 30 to 110
+
+
+@pytest.mark.parametrize("size_hw", [(60, 700), (700, 60)])
+def test_a_crop_that_reaches_far_beyond_the_photo(size_hw: tuple[int, int]) -> None:
+    """A panorama's square is mostly black; its cells are those of a picture that has the black around it."""
+    pixels, margin = rings(*size_hw), 500
+    crop = Crop(-170.3, -420.6, 1000.5, 64)
+    if size_hw[0] > size_hw[1]:
+        crop = Crop(crop.top, crop.left, crop.side, crop.cells)
+    wide = Image.fromarray(np.pad(pixels, ((margin, margin), (margin, margin), (0, 0))))
+    expected = Crop(crop.left + margin, crop.top + margin, crop.side, crop.cells).of_picture(wide)
+    found = crop.of_picture(Image.fromarray(pixels))
+    assert found.shape == (64, 64, 3)
+    assert found.any()
+    np.testing.assert_allclose(found.astype(int), expected, rtol=0, atol=1)
+    assert not Crop(2000.0, 0.0, 300.0).of_picture(Image.fromarray(pixels)).any()
+
+
+def test_a_panorama(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The square around it has more pixels than Pillow takes for safe, which are not those of any file."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    photo = np.zeros((40, 1200, 3), np.uint8)
+    found = textsam.load(device="cpu").predict(photo, boxes=[0, 0, 1200, 40])
+    assert found.mask.shape == (1, 40, 1200)
 
 
 def test_extents_of_logits_hold_the_masks() -> None:
@@ -279,6 +303,15 @@ def data(tmp_path: Path, cat_photo: np.ndarray) -> Path:
     content = {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cat"}]}
     (folder / "train.json").write_text(json.dumps(content))
     return tmp_path / "data"
+
+
+def test_crops_of_another_model_are_made_anew(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    crop = DetailCrop(**{field.name: torch.ones(1) for field in fields(DetailCrop)})
+    monkeypatch.setattr("train.mask_detail.crops_of", lambda *_: made.append(1) or [crop])
+    for model, times in (("a", 1), ("a", 1), ("b", 2), ("b", 2)):
+        [file] = write_crops(None, data, tmp_path / "crops", {"model": model})
+        assert (file.name, len(made)) == ("coco.safetensors", times)
 
 
 def test_training_in_miniature(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,12 +180,17 @@ def test_average_precision_of_nothing() -> None:
 def test_matches_by_hand() -> None:
     targets = np.zeros((2, 4, 8), bool)
     targets[0, :, :4], targets[1, :, 4:] = True, True
-    assert count_matches(targets, targets) == 2
+
+    def count(masks: np.ndarray, wanted: np.ndarray = targets) -> int:
+        return count_matches([encode_mask(mask) for mask in masks], [encode_mask(mask) for mask in wanted])
+
+    assert count(targets) == 2
     twice = np.stack([targets[0], targets[0], targets[1]])
-    assert count_matches(twice, targets) == 2  # a repetition is none
+    assert count(twice) == 2  # a repetition is none
     half, less = targets[0].copy(), targets[0].copy()
     half[:2], less[:, 1:] = False, False
-    assert count_matches(half[None], targets) == 1
-    assert count_matches(less[None], targets) == 0
-    assert count_matches(targets.any(0)[None], targets) == 1  # both in one: IoU 0.5 with each
-    assert count_matches(np.zeros((0, 4, 8), bool), targets) == count_matches(targets, targets[:0]) == 0
+    assert count(half[None]) == 1
+    assert count(less[None]) == 0
+    assert count(targets.any(0)[None]) == 1  # both in one: IoU 0.5 with each
+    assert count(np.zeros((0, 4, 8), bool)) == count(targets, targets[:0]) == 0
+    assert count(np.zeros((1, 4, 8), bool)) == 0

@@ -20,6 +20,7 @@ from scenes import write_coco, write_shard
 from test_clip import VIT, tiny_clip
 from tiny_models import tiny_model
 
+from textsam.checkpoints.adapters import read_adapter
 from textsam.checkpoints.loading import load_model
 from textsam.language.clip import CropEncoder, TextEncoder
 from textsam.model import TextSamModel
@@ -146,6 +147,56 @@ def test_an_adapter_is_a_text_prompt_trained_alone(tmp_path: Path) -> None:
     for rank, written in ((0, True), (2, False)):
         run(miniature("sam-vit-h-text", steps=1, train="text", lora_rank=rank), data, tmp_path / str(rank))
         assert (tmp_path / str(rank) / "adapter").exists() == written
+
+
+def test_what_was_trained_names_the_clip_that_it_was_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that of the model that it began with, which may be of the same width."""
+    recipe = replace(miniature("sam-vit-b-text-small-gpu", steps=1), clip="ViT-B-16:laion2b_s34b_b88k")
+    asked: list[str] = []
+
+    def load(name: str) -> tuple[Any, Any]:
+        asked.append(name)
+        text, crops = clip_encoders()
+        return crops.model, text.tokenizer
+
+    monkeypatch.setattr("train.run_recipe.load_open_clip", load)
+    run_recipe(recipe, [open_source(str(write_coco(tmp_path / "data")))], tmp_path / "run", model=model_of())
+    assert asked == [recipe.clip]
+    fields, _ = read_adapter(tmp_path / "run" / "adapter")
+    config = load_model(tmp_path / "run" / "model").config
+    for name, tag in ((fields["clip_name"], fields["clip_pretrained"]), (config.clip_name, config.clip_pretrained)):
+        assert f"{name}:{tag}" == recipe.clip
+
+
+def test_what_another_network_said_is_not_taken_over(tmp_path: Path) -> None:
+    """Of a run that ended before it saved, such as a trial on random weights, only what was kept is left."""
+    data, recipe = write_coco(tmp_path / "data"), miniature("sam-vit-b-text-small-gpu", steps=1)
+    run(recipe, data, tmp_path / "run")
+    (tmp_path / "run" / "last.pt").unlink()
+    run(recipe, data, tmp_path / "run")  # the same network again
+    (tmp_path / "run" / "last.pt").unlink()
+    with pytest.raises(ValueError, match="images holds embeddings of another network: remove"):
+        run_recipe(recipe, [open_source(str(data))], tmp_path / "run", model=model_of(1), encoders=clip_encoders())
+    encoders = clip_encoders()
+    encoders[1].model.visual.proj.data += 1
+    with pytest.raises(ValueError, match="crops holds embeddings of another network"):
+        run_recipe(recipe, [open_source(str(data))], tmp_path / "run", model=model_of(), encoders=encoders)
+
+
+def test_a_resumed_run_keeps_what_its_own_encoder_said(tmp_path: Path) -> None:
+    """The checkpoint holds the encoder; random weights to start from are others each time."""
+    data, recipe = write_coco(tmp_path / "data"), miniature("sam-vit-b-text-small-gpu", steps=2)
+    for number, options in ((0, {"stop_after": 1}), (1, {})):
+        part = replace(recipe, loop=replace(recipe.loop, **options))
+        source = open_source(str(data))
+        run_recipe(
+            part, [source], tmp_path / "run", model=model_of(number), encoders=clip_encoders(), resume=bool(number)
+        )
+    trained, began = load_model(tmp_path / "run" / "model").state_dict(), model_of(0).state_dict()
+    name = next(name for name in began if name.startswith("image_encoder.") and began[name].any())
+    assert torch.equal(trained[name], began[name])
 
 
 def test_a_folder_with_a_training_is_not_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -322,6 +373,22 @@ def test_the_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.Capt
     assert "There is no data set" in capsys.readouterr().err
     assert main(["sam-vit-h-text", "x", "--out", str(tmp_path / "o"), "--set", "step.nosie=1"]) == 1
     assert "there is no option 'step.nosie'; choose from clicks" in capsys.readouterr().err
+    data = str(write_coco(tmp_path / "data"))
+    for arguments, words in {
+        ("--init", "mine", "--random-weights"): "random weights have the shapes of facebook/sam-vit-base",
+        ("--accumulate", "0"): "accumulate must be at least 1, but is 0",
+        ("--steps", "0"): "steps must be at least 1",
+        ("--set", 'loop.schedule="cos"'): "schedule must be one of linear, step, cosine, but is 'cos'",
+        ("--set", 'step.noise="much"'): 'step.noise takes a value such as 0.0, not "much"',
+        ("--set", "samples.scale_range=0.5"): "samples.scale_range takes a value such as [0.1, 2.0], not 0.5",
+    }.items():
+        assert main(["sam-vit-h-text", data, "--out", str(tmp_path / "o"), *arguments]) == 1
+        assert words in capsys.readouterr().err
+    missing = ["--names", "n.npz", "--trunk", "t", "--text-encoder", "e", "--out", str(tmp_path / "o")]
+    assert main(["textsam-tiny", str(tmp_path), *missing]) == 1
+    assert "train: " in capsys.readouterr().err
+    assert with_setting(RECIPES["sam-vit-b-text-small-gpu"], "samples.views=null").samples.views is None
+    assert with_setting(RECIPES["sam-vit-h-text"], "samples.min_side_px=0.5").samples.min_side_px == 0.5  # of 100
     recipe = with_setting(with_setting(RECIPES["sam-vit-h-text"], "step.noise=0.1"), "samples.scale_range=[0.5,2]")
     assert recipe.step.noise == 0.1
     assert recipe.samples.scale_range == (0.5, 2)

@@ -2,7 +2,9 @@
 
 import json
 import math
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +19,7 @@ from pycocotools import mask as coco_mask
 import textsam
 from textsam.files.coco import load_coco
 from textsam.model import TextSamConfig, TextSamModel
-from train import tiny
+from train import ablation, tiny
 from train.data import CocoSamples, Source, View, shrink
 from train.embedding_table import EmbeddingTable
 from train.interactive import noisy_boxes
@@ -335,13 +337,46 @@ def losses(out: Path, *names: str) -> list[float]:
 def test_a_resumed_run_equals_an_uninterrupted_one(scene: Path, tmp_path: Path, muon: bool) -> None:
     options = replace(OPTIONS, muon=muon)
     train(*miniature(scene), options, tmp_path / "whole")
-    train(*miniature(scene), replace(options, stop_after=3), tmp_path / "parts")
+    former = signal.getsignal(signal.SIGTERM)
+    assert train(*miniature(scene), replace(options, stop_after=3), tmp_path / "parts") == 3
+    assert signal.getsignal(signal.SIGTERM) is former  # what comes after the training can be stopped, too
     assert len(losses(tmp_path / "parts")) == 3
-    train(*miniature(scene), options, tmp_path / "parts", resume=True)
+    assert train(*miniature(scene), options, tmp_path / "parts", resume=True) == options.steps
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     reloaded = TextSamModel.from_pretrained(tmp_path / "parts" / "model")
     whole = TextSamModel.from_pretrained(tmp_path / "whole" / "model")
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in reloaded.state_dict().items())
+
+
+class Failing:
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> object:
+        raise OSError("the disk is gone")
+
+
+def test_an_error_leaves_no_process_behind(scene: Path, tmp_path: Path) -> None:
+    """One that ignores SIGTERM would keep Python from ending."""
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(miniature(scene)[0], Failing(), replace(OPTIONS, workers=1), tmp_path / "run")
+    assert not multiprocessing.active_children()
+
+
+def test_a_row_that_was_stopped_does_not_go_on_with_other_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be scored as what the later command asks for."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit("stopped")
+
+    monkeypatch.setattr(ablation, "run_row", stop)
+    paths = [f"--{name}=x" for name in ("data", "trunk", "names", "text-encoder", "crops")]
+    for steps, told in ((6, "stopped"), (6, "stopped"), (2, "2")):
+        with pytest.raises(SystemExit, match=told):
+            ablation.main(["d5", *paths, f"--out={tmp_path}", f"--steps={steps}"])
+    assert "options.json was made with --steps 6: ask for the same" in capsys.readouterr().err
 
 
 def test_muon_takes_matrices_and_adamw_the_rest(scene: Path) -> None:

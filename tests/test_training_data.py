@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from PIL import Image
 from scenes import HEIGHT, NAMES, WIDTH, coded, sa1b_pair, scene, write_coco, write_shard
 
 from textsam.files.rle import decode_mask
+from textsam.language.vocabulary import Vocabulary
+from train.crop_encoder import list_crops
 from train.readers import Columns, RecordSource, from_hugging_face, open_source
 from train.records import Account, Record
 from train.samples import RecordSamples, SampleOptions, StreamSamples, make_sample
@@ -253,7 +256,48 @@ def test_a_missing_picture_gives_way_to_the_next(tmp_path: Path) -> None:
     assert source.account.bad["image"] == 1
 
 
+def test_colours_number_instances_as_grey_values_do(tmp_path: Path) -> None:
+    picture, masks = scene(0)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(picture).save(tmp_path / "images" / "0.png")
+    colours = masks[0][..., None] * np.uint8((0, 255, 0)) + masks[1][..., None] * np.uint8((0, 0, 9))
+    Image.fromarray(colours).save(tmp_path / "masks" / "0.png")
+    record = records(open_source(str(tmp_path)))["0"]
+    assert sorted(r.mask().tobytes() for r in record.regions) == sorted(mask.tobytes() for mask in masks)
+    Image.fromarray(colours).convert("RGBA").save(tmp_path / "masks" / "0.png")  # opaque everywhere
+    assert len(records(open_source(str(tmp_path)))["0"].regions) == 2
+
+
+def test_colours_of_a_photo_are_no_masks(tmp_path: Path) -> None:
+    """As smooth edges and JPEG make them: a mask for each would fill the memory."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / folder / "0.png")
+    source = open_source(str(tmp_path))
+    with pytest.raises(ValueError, match=r"its masks have \d+ colours, at most 1000 are read"):
+        source.convert(source.rows[0])
+
+
+def test_crops_of_any_coco_file(tmp_path: Path) -> None:
+    """Polygons and annotations without `iscrowd`, as many tools write them."""
+    file = write_coco(tmp_path / "coco")
+    content = json.loads(file.read_text())
+    for entry in content["annotations"]:
+        entry["segmentation"] = [[5, 5, 20, 5, 20, 15, 5, 15]]
+        del entry["iscrowd"]
+    file.write_text(json.dumps(content))
+    [crops] = list_crops(tmp_path, "train", Vocabulary(list(NAMES)), random.Random(0)).values()
+    assert sorted(name for _, _, name in crops) == sorted(NAMES * 6)
+    assert {decode_mask(rle).sum() for _, rle, _ in crops} == {150}
+
+
 def test_what_is_no_data_set_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match=r"rows\.jsonl is no data set: expected"):
+        open_source(str(tmp_path / "rows.jsonl"))
+    (tmp_path / "rows.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="no data set"):
         open_source(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match="is no data set: expected"):

@@ -26,13 +26,22 @@ SETTABLE = ("step", "samples", "loop", "prompt")
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: trained, or stopped by SIGTERM with everything saved; 1: an error, in one sentence."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == [TINY]:
-        from train.tiny import main as train_tiny
+    try:
+        if arguments[:1] == [TINY]:
+            from train.tiny import main as train_tiny
 
-        # The data folder has no option name here, as in the other recipes.
-        rest = arguments[1:]
-        train_tiny(["--data", *rest] if rest and not rest[0].startswith("-") else rest)
-        return 0
+            # The data folder has no option name here, as in the other recipes.
+            rest = arguments[1:]
+            train_tiny(["--data", *rest] if rest and not rest[0].startswith("-") else rest)
+        else:
+            _run(_parse(arguments))
+    except (OSError, ValueError, ImportError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
     recipes = "\n".join(f"{r.name}\n  {r.command}\n  {r.expected}" for r in RECIPES.values())
     parser = argparse.ArgumentParser(
         prog="python -m train",
@@ -62,20 +71,14 @@ def main(arguments: list[str] | None = None) -> int:
         help="any option of the recipe's step, samples, loop or prompt, its value as JSON: --set step.noise=0.1",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        _run(args)
-    except (OSError, ValueError, ImportError) as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return parser.parse_args(arguments)
 
 
 def _run(args: argparse.Namespace) -> None:
     from train.readers import Columns, open_source
     from train.run_recipe import load_start, run_recipe
 
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     recipe = RECIPES[args.recipe]
     names = ("steps", "batch_size", "accumulate", "lr", "lora_rank", "train", "stop_after", "mixed_precision", "seed")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -102,7 +105,7 @@ def with_setting(recipe: Recipe, setting: str) -> Recipe:
     """The recipe with one option changed, "step.noise=0.1".
 
     Raises:
-        ValueError: there is no such option, naming those that there are, or the value is no JSON.
+        ValueError: there is no such option, naming those that there are, or the value is no JSON or of another type.
     """
     path, _, text = setting.partition("=")
     part, _, option = path.partition(".")
@@ -116,6 +119,11 @@ def with_setting(recipe: Recipe, setting: str) -> Recipe:
             f"the value in {setting!r} is not JSON: numbers and null as they are, words in quotes"
         ) from error
     value = tuple(value) if isinstance(value, list) else value
+    default = getattr(getattr(recipe, part), option)
+    fractional = getattr(recipe, part).__dataclass_fields__[option].type.startswith("float")
+    kind = (int, float) if fractional else type(default)
+    if None not in (default, value) and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+        raise ValueError(f"{path} takes a value such as {json.dumps(default)}, not {text}")
     return replace(recipe, **{part: replace(getattr(recipe, part), **{option: value})})
 
 

@@ -5,7 +5,7 @@
 
 Text prompts alone are trained, on DATA/voc and DATA/coco, and scored on DATA/voc/val_semantic.json: the mask of a name
 that is there (union of its instances, threshold 0, void ignored), and whether a name is there at all. A row that is
-done is not run again; the table is printed from `runs/ablation/*.json`.
+done is not run again, one that was stopped goes on; the table is printed from `runs/ablation/*.json`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from textsam.evaluation.metrics import auroc, intersection_and_union, semantic_scores
 from textsam.evaluation.text import semantic_truth
 from textsam.files.coco import load_coco
+from textsam.files.export import write_json
 from textsam.language.vocabulary import Vocabulary
 from textsam.model import TextSamConfig, TextSamModel
 from textsam.prompting.encoded_image import encode_images
@@ -139,7 +140,9 @@ def run_row(row: Row, args: argparse.Namespace, out: Path) -> dict[str, Any]:
                 crops_of.setdefault(shown[name], []).append(key)
     distractors = torch.tensor([number for number in draw_from(names) if number not in hidden])
     table = EmbeddingTable(embeddings, crops, distractors, embeddings.mean(0))
-    train(TextStep(model, table, row, crops_of), data, options, out)
+    # A row that was interrupted goes on; half of one has no score.
+    if train(TextStep(model, table, row, crops_of), data, options, out, (out / "last.pt").exists()) < args.steps:
+        raise SystemExit(f"stopped; the same command goes on with {out}")
     trained = TextSamModel.from_pretrained(out / "model")
     return score(trained, args.data / "voc" / "val_semantic.json", index, embeddings, row.held_out)
 
@@ -217,12 +220,18 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if unknown := [name for name in args.rows if name not in ROWS]:
         parser.error(f"there is no row {unknown[0]!r}; choose from {', '.join(ROWS)}")
+    options = {name: getattr(args, name) for name in ("steps", "size", "seed", "lr")}
+    for file in (args.out / place for name in ROWS for place in (f"{name}.json", f"{name}/options.json")):
+        made = json.loads(file.read_text()) if file.exists() else {}
+        if other := [f"--{name} {made[name]}" for name in options if made.get(name, options[name]) != options[name]]:
+            parser.error(f"{file} was made with {' '.join(other)}: ask for the same, or name another --out")
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.rows or ROWS:
         if not (args.out / f"{name}.json").exists():
+            write_json(args.out / name / "options.json", options)  # a stopped row goes on with these alone
             figures = run_row(ROWS[name], args, args.out / name)
             part = args.out / f"{name}.json.part"
-            part.write_text(json.dumps({**figures, "steps": args.steps, "size": args.size, "seed": args.seed}))
+            part.write_text(json.dumps({**figures, **options}))
             os.replace(part, args.out / f"{name}.json")
         print(table_of(args.out), flush=True)
 

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from textsam.files.coco import load_coco
 from textsam.language.crops import square_crop
 from textsam.language.small_clip import SmallCropEncoder
 from textsam.language.vocabulary import Vocabulary
@@ -62,12 +63,10 @@ def list_crops(data: Path, split: str, vocabulary: Vocabulary, rng: random.Rando
 
 
 def _objects(folder: Path, split: str) -> Iterator[Crop]:
-    content = json.loads((folder / f"{split}.json").read_text())
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    files = {image["id"]: folder / "images" / image["file_name"] for image in content["images"]}
-    for annotation in content["annotations"]:
-        if not annotation["iscrowd"]:
-            yield files[annotation["image_id"]], annotation["segmentation"], names[annotation["category_id"]]
+    content = load_coco(folder / f"{split}.json")
+    for image in content:
+        for region in image.instances:
+            yield image.path, region.rle, str(content.name_of(region))
 
 
 def _whole_pictures(folder: Path, split: str) -> Iterator[Crop]:

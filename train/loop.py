@@ -12,7 +12,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,15 @@ def train(
     out: Path,
     resume: bool = False,
     evaluate: Evaluation | None = None,
-) -> None:
+) -> int:
     """Train to the end or to SIGTERM, writing `out/last.pt`, `out/log.jsonl` and the averaged model in `out/model`.
 
     Args:
         step_module: holds `model`; its forward takes samples and a generator, and returns losses.
         data: samples by position (a map-style data set), or a stream with `at(start, rank, world)`.
         evaluate: figures of a model by name, larger is better for "score"; the best model is kept in `out/best`.
+    Returns:
+        The steps done in all: fewer than `options.steps` where the training was stopped.
     """
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
@@ -82,14 +84,14 @@ def train(
         start, seconds, best = checkpoint["step"], checkpoint["seconds"], checkpoint.get("best")
         restore(optimizer, ema, checkpoint)
         del checkpoint
+    done = start
     rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
-    batches = iter(_loader(data, start, options, rank, world))
-    stop = _stop_on_sigterm()
     began, sums = time.monotonic() - seconds, _Means()
     writer = _tensorboard(out, start) if options.tensorboard and main else None
     wrapped.train()
     on_device = getattr(step_module, "samples_on_device", False)
-    with _progress(options, main) as progress:
+    loader = _loader(data, start, options, rank, world)
+    with _stop_on_sigterm() as stop, _batches(loader) as batches, _progress(options, main) as progress:
         task = progress.add_task("training", total=options.steps, completed=start)
         for step in range(start, options.steps):
             spent = (time.monotonic() - began) / 60 / options.minutes if options.minutes else 0.0
@@ -142,9 +144,10 @@ def train(
             progress.update(task, completed=done)
             if leaving:
                 break
+        accelerator.wait_for_everyone()  # while one still saves, the others are not to die of a second SIGTERM
     if writer:
         writer.close()
-    accelerator.wait_for_everyone()
+    return done
 
 
 def refuse_a_new_start(out: Path, resume: bool) -> None:
@@ -252,8 +255,23 @@ def _ignore_sigterm(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _stop_on_sigterm() -> list[bool]:
+@contextmanager
+def _batches(loader: DataLoader) -> Iterator[Iterator[Any]]:
+    """Ends the loader's processes also after an error, whose traceback keeps them alive: they ignore SIGTERM, by which
+    Python would end them, and then wait for them for ever."""
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        getattr(batches, "_shutdown_workers", bool)()  # there is none without processes
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[list[bool]]:
     """A list that is no longer empty once SIGTERM came."""
     asked: list[bool] = []
-    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-    return asked
+    former = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, former)

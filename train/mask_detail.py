@@ -10,6 +10,7 @@ around its masks go to `OUT/crops`. The second part trains on them.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.progress import track
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,11 +31,13 @@ from textsam.evaluation.geometry import farthest_from_boundary, next_click
 from textsam.evaluation.metrics import mask_iou, tight_boxes
 from textsam.files.coco import load_coco
 from textsam.files.coco_structures import CocoImage
+from textsam.files.runs import weights_identity
 from textsam.language.vocabulary import UnknownNameError
 from textsam.model import TextSamModel
 from textsam.predictor import TextSam
 from textsam.prompting.mask_details import CLICK_SIDE, DETAIL_SIDE, Asked, Crop, extents_of_logits, redraw
 from train import losses
+from train.loop import refuse_a_new_start
 from train.ocr import copy_encoders
 from train.parts import add_run_arguments, rebuilt, train_part
 
@@ -220,24 +224,26 @@ def crops_of(
         yield from photo.named(asked, of_asked)
 
 
-def write_crops(sam: TextSam, data: Path, folder: Path) -> list[Path]:
-    """Crops of each set in a file of its own; files that are there are left.
+def write_crops(sam: TextSam, data: Path, folder: Path, source: dict[str, str]) -> list[Path]:
+    """Crops of each set in a file of its own; files of the same source that are there are left.
 
+    Args:
+        source: what the crops are made of, kept in the files: those of another model would be wrong.
     Raises:
         FileNotFoundError: none of the sets is there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, step in SETS.items():
-        source = data / name / "train.json"
-        if not source.exists():
+        annotations = data / name / "train.json"
+        if not annotations.exists():
             continue
         file = folder / f"{name}.safetensors"
         files.append(file)
-        if file.exists():
+        if file.exists() and safe_open(file, "pt").metadata() == source:
             continue
-        dataset = load_coco(source)
-        semantic = source.with_name("train_semantic.json")
+        dataset = load_coco(annotations)
+        semantic = annotations.with_name("train_semantic.json")
         unknown = {image.id: image for image in load_coco(semantic)} if semantic.exists() else {}
         crops: list[DetailCrop] = []
         for number, image in enumerate(track(list(dataset)[::step], description=name)):
@@ -245,7 +251,7 @@ def write_crops(sam: TextSam, data: Path, folder: Path) -> list[Path]:
             by_name = semantic.exists() or number % 2 == 0
             crops += crops_of(sam, image, void, by_name, dataset.categories, name in ("voc", "ecssd"))
         tensors = {key: torch.stack([getattr(crop, key) for crop in crops]).contiguous() for key in vars(crops[0])}
-        save_file(tensors, file.with_suffix(".part"))
+        save_file(tensors, file.with_suffix(".part"), source)
         file.with_suffix(".part").replace(file)
     if not files:
         raise FileNotFoundError(f"there is no train.json of {', '.join(SETS)} under {data}")
@@ -323,10 +329,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, type=Path)
     add_run_arguments(parser, steps=2400, batch_size=16, lr=1.5e-3)
     args = parser.parse_args(arguments)
+    refuse_a_new_start(args.out, args.resume)
     torch.manual_seed(args.seed)
     sam = textsam.load(args.model, dtype="float32", device="cpu")
     model, sam.model.config.mask_detail = with_detail(sam.model), False  # asked without the part
-    files = write_crops(sam, args.data, args.out / "crops")
+    source = {"model": json.dumps([args.model, weights_identity(args.model)]), "data": str(args.data.resolve())}
+    files = write_crops(sam, args.data, args.out / "crops", source)
     model.config.mask_detail = True
     crops = DetailCrops(files, args.steps * args.batch_size, args.seed)
     train_part(MaskDetailStep(model), PART, crops, args, warmup=60, decay_from=0.33)

@@ -6,13 +6,14 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from textsam.model import TextSamModel
 
+Schedule = Literal["linear", "step", "cosine"]
 LORA_TARGETS = r"image_encoder\.blocks\.\d+\.attn\.(qkv|proj)"
 
 
@@ -55,7 +56,7 @@ class LoopOptions:
     layer_decay: float = 1.0
     drop_path: float = 0.0
     warmup: int = 60
-    schedule: Literal["linear", "step", "cosine"] = "linear"
+    schedule: Schedule = "linear"
     decay_from: float = 0.7
     milestones: tuple[float, ...] = ()
     clip_norm: float = 5.0
@@ -70,6 +71,13 @@ class LoopOptions:
     tensorboard: bool = False
     progress: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "save_every", "eval_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}")
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, but is {self.schedule!r}")
 
 
 def rate(step: int, options: LoopOptions, spent: float = 0.0) -> float:

@@ -25,6 +25,7 @@ from textsam.files.coco import MAX_BAD_SHARE, load_coco
 from textsam.files.images import list_images
 from train.records import LOGGED, Account, Record, logger, make_record
 
+MAX_COLOURS = 1000  # in a picture of masks
 REGION = {"id": Value("string"), "name": Value("string"), "counts": Value("binary"), "iscrowd": Value("bool")}
 COCO_FEATURES = Features(
     {
@@ -58,7 +59,8 @@ class Columns:
 
     Args:
         image: pictures, path or bytes.
-        masks: one of: a list of binary mask pictures; one picture whose values number the instances, 0 for none; a
+        masks: one of: a list of binary mask pictures; one picture whose values or colours number the instances, 0 or
+            black for none; a
             list of COCO segmentations (polygons or RLE); a list of COCO annotations, with their own "id".
         names: a list, the name of each mask; class numbers are looked up in the column's `ClassLabel`. None: nameless.
         id: of the picture; None: its number.
@@ -108,7 +110,7 @@ def open_source(
             return open_coco(file, max_bad_share=max_bad_share)
     if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
         return open_sa1b_shards([path] if path.suffix == ".tar" else sorted(path.glob("*.tar")), max_bad_share)
-    if not path.is_dir():
+    if not path.exists():
         raise FileNotFoundError(f"There is no data set {text}.")
     if (path / "images").is_dir() and (path / "masks").is_dir():
         return open_mask_folder(path, max_bad_share)
@@ -226,9 +228,13 @@ def _annotations(cell: Any) -> list[dict[str, Any]]:
 
 
 def _numbered(numbers: np.ndarray) -> list[dict[str, Any]]:
-    """(H, W) numbers -> a mask for each but 0."""
-    numbers = _first_channel(numbers)
-    return [{"id": int(value), "segmentation": numbers == value} for value in np.unique(numbers) if value]
+    """(H, W) numbers, or (H, W, 3 or 4) colours, as COCO's panoptic pictures have them -> a mask for each but 0."""
+    coloured = numbers.ndim == 3 and numbers.shape[2] >= 3
+    numbers = numbers[..., :3].astype(np.int64) @ (1, 256, 256**2) if coloured else _first_channel(numbers)
+    values = np.unique(numbers)
+    if coloured and len(values) > MAX_COLOURS:
+        raise ValueError(f"its masks have {len(values)} colours, at most {MAX_COLOURS} are read: write flat colours")
+    return [{"id": int(value), "segmentation": numbers == value} for value in values if value]
 
 
 def _first_channel(mask: np.ndarray) -> np.ndarray:
@@ -301,8 +307,8 @@ def _sa1b_shard_record(row: dict[str, Any], name: str, account: Account) -> Reco
 
 
 def open_mask_folder(folder: Path, max_bad_share: float = MAX_BAD_SHARE) -> RecordSource:
-    """`images/NAME.*` with `masks/NAME.png`, whose values number the instances (0 for none), or `masks/NAME/*.png`,
-    a picture for each mask, named by what it shows: `cat.png`, `cat_2.png`."""
+    """`images/NAME.*` with `masks/NAME.png`, whose values or colours number the instances (0 or black for none), or
+    `masks/NAME/*.png`, a picture for each mask, named by what it shows: `cat.png`, `cat_2.png`."""
     pictures = [str(path) for path in list_images(folder / "images")]
     account = Account(folder.name, max_bad_share)
     convert = partial(_folder_record, masks=folder / "masks", name=folder.name, account=account)

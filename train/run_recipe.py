@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from textsam.files.coco import load_coco
-from textsam.language.clip import CropEncoder, TextEncoder, load_open_clip
+from textsam.language.clip import CropEncoder, TextEncoder, load_open_clip, parse_clip_name
 from textsam.model import TextSamConfig, TextSamModel
 from train.loop import Evaluation, refuse_a_new_start, train
 from train.readers import RecordSource
@@ -53,7 +53,9 @@ def run_recipe(
     model = with_dense_form(with_projection(model, recipe.prompt.projection), recipe.prompt.dense)
     if encoders is None and recipe.step.text_share:
         clip = load_open_clip(recipe.clip)
-        encoders = (TextEncoder(*clip), CropEncoder(clip[0]))
+        encoders = (TextEncoder(*clip, template=model.config.clip_template), CropEncoder(clip[0]))
+        # The start may have been for another one: who loads the result has to get the CLIP that it was trained with.
+        model.config.clip_name, model.config.clip_pretrained = parse_clip_name(recipe.clip)
     if encoders is not None:
         if encoders[1].embed_dim != model.config.clip_dim:
             raise ValueError(
@@ -75,28 +77,42 @@ def run_recipe(
         raise ValueError("embeddings of crops can be kept only of fixed crops (crop_seeds=)")
     crops = None
     if encoders is not None:
-        crops = CropPrompts(encoders[1], TensorStore(out / "cache" / "crops") if recipe.keep_crops else None)
+        store = TensorStore(out / "cache" / "crops", encoders[1]) if recipe.keep_crops else None
+        crops = CropPrompts(encoders[1], store)
     samples = samples_of(sources, recipe)
-    if recipe.prompt.centre and not (resume and (out / "last.pt").exists()):  # a checkpoint holds the means
+    going_on = resume and (out / "last.pt").exists()  # from a checkpoint, which holds the means and the image encoder
+    if recipe.prompt.centre and not going_on:
         if crops is None or encoders is None or encoders[0] is None:
             raise ValueError("prompt.centre needs a CLIP with both encoders, and text_share > 0")
         seen = samples if isinstance(samples, StreamSamples) else (samples[i] for i in range(recipe.prompt.centre))
         centre(model, crops, encoders[0], seen, recipe.prompt.centre)
+    images = None
+    if recipe.keep_images:
+        images = TensorStore(out / "cache" / "images", None if going_on else model.image_encoder)
     step = SamStep(
         model,
         recipe.step,
         crops=crops,
         names=encoders[0] if encoders is not None else None,
-        image_store=TensorStore(out / "cache" / "images") if recipe.keep_images else None,
+        image_store=images,
     )
     evaluate = None if val is None else evaluation(val, val_limit, encoders)
     train(step, samples, recipe.loop, out, resume, evaluate)
 
 
 def load_start(recipe: Recipe, *, random_weights: bool = False) -> TextSamModel:
-    """The model that the recipe starts from; with `random_weights` one of the same shapes, to try the machinery."""
+    """The model that the recipe starts from; with `random_weights` one of the same shapes, to try the machinery.
+
+    Raises:
+        FileNotFoundError, ConnectionError, ValueError: it is not there, or random weights cannot have its shapes.
+    """
     name, _, tag = recipe.clip.partition(":")
     if random_weights:
+        if recipe.init not in RANDOM_SIZES:
+            raise ValueError(
+                f"random weights have the shapes of {', '.join(RANDOM_SIZES)}, not of {recipe.init}: leave out "
+                "--random-weights or --init"
+            )
         return TextSamModel(RANDOM_SIZES[recipe.init](clip_name=name, clip_pretrained=tag))
     from textsam.checkpoints.loading import load_model
 

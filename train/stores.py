@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from textsam.language.clip import CropEncoder
 from textsam.prompting.encoded_image import DENSE_STRIDE
@@ -23,12 +23,26 @@ class TensorStore:
     """Named tensors by key, those of a key in a safetensors file of its own, written whole or not at all.
 
     Args:
-        folder: made if need be. One folder is for one network; nothing tells it of another.
+        folder: made if need be.
+        network: that the tensors come from; its digest is kept beside the folder. None: nobody asks.
+    Raises:
+        ValueError: the folder belongs to another network.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, network: nn.Module | None = None) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        if network is None:
+            return
+        digest, mark = _digest(network), folder.with_name(f"{folder.name}.network")
+        if not mark.exists():
+            part = mark.with_name(f"{mark.name}.part{os.getpid()}")
+            part.write_text(digest)
+            os.replace(part, mark)
+        if mark.read_text() != digest:
+            raise ValueError(
+                f"{folder} holds embeddings of another network: remove {folder.parent}, or name another --out"
+            )
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{sha256(key.encode()).hexdigest()[:32]}.safetensors"
@@ -47,6 +61,15 @@ class TensorStore:
         part = file.with_suffix(f".part{os.getpid()}")
         save_file({name: tensor.contiguous().cpu() for name, tensor in (self.read(key) | tensors).items()}, part)
         os.replace(part, file)
+
+
+def _digest(network: nn.Module) -> str:
+    """Tells weights from others, on any machine."""
+    digest = blake2b(digest_size=16)
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class CropPrompts:

@@ -31,6 +31,15 @@ def run(graph: str, inputs: dict) -> list:
     return SESSIONS[HERE, graph].run(None, inputs)
 
 
+def read_photo(path: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, upright; 16 bits are scaled to 8, and transparent pixels lie on white."""
+    photo = ImageOps.exif_transpose(Image.open(path))
+    if photo.mode.startswith("I"):
+        return np.repeat((np.asarray(photo) / 257).round().astype(np.uint8)[..., None], 3, axis=2)
+    rgba = photo.convert("RGBA")
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
+
+
 def encode_image(photo: np.ndarray) -> tuple[dict, tuple[int, int]]:
     """(H, W, 3) uint8 RGB -> the encoder's outputs by name, and (height, width) after resizing."""
     sizes = config()
@@ -75,8 +84,10 @@ def decode(
     side = config()["image_size"] // 4
     given = np.full(len(coords), mask is not None, np.float32)
     inputs = {"point_coords": coords.astype(np.float32), "point_labels": labels.astype(np.int64), "has_mask": given}
-    inputs["mask_input"] = np.zeros((len(coords), 1, side, side), np.float32) if mask is None else mask
-    return run("prompt_decoder.onnx", image | inputs | {"text_embeddings": text})
+    inputs["mask_input"] = (
+        np.zeros((len(coords), 1, side, side), np.float32) if mask is None else mask.astype(np.float32)
+    )
+    return run("prompt_decoder.onnx", image | inputs | {"text_embeddings": text.astype(np.float32)})
 
 
 def sample(maps: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -124,12 +135,20 @@ def cut(photo: Image.Image, left: float, top: float, side: float, cells: int) ->
     scale, size = side / cells, (cells, cells)
     if scale <= 1:
         part = photo.transform(size, Image.Transform.AFFINE, (scale, 0, left, 0, scale, top), Image.Resampling.BILINEAR)
-    else:
-        x, y = int(np.floor(left)), int(np.floor(top))
-        whole = photo.crop((x, y, int(np.ceil(left + side)), int(np.ceil(top + side))))
-        box = (left - x, top - y, left - x + side, top - y + side)
-        part = whole.resize(size, Image.Resampling.BILINEAR, box=box)
-    return np.asarray(part, np.float32).transpose(2, 0, 1)
+        return np.asarray(part, np.float32).transpose(2, 0, 1)
+    spans = []  # of the cells that see the photo: the first, how many, and from where to where in the photo
+    for start, length in ((left, photo.width), (top, photo.height)):
+        ends = np.floor(-start / scale) - 2, np.ceil((length - start) / scale) + 2
+        first, last = np.clip(ends, 0, cells).astype(int).tolist()
+        low, high = start + first * scale, start + last * scale
+        spans.append((first, last - first, low, high, int(np.floor(low)), int(np.ceil(high))))
+    (column, columns, left, right, x1, x2), (row, rows, top, bottom, y1, y2) = spans
+    part = Image.new("RGB", (x2 - x1, y2 - y1))  # `crop` would take a large one for an attack
+    part.paste(photo, (-x1, -y1))
+    box = (left - x1, top - y1, right - x1, bottom - y1)
+    whole = Image.new("RGB", size)
+    whole.paste(part.resize((columns, rows), Image.Resampling.BILINEAR, box=box), (column, row))
+    return np.asarray(whole, np.float32).transpose(2, 0, 1)
 
 
 def redraw(
@@ -162,7 +181,7 @@ def redraw(
             "logits": low[None, None].astype(np.float32),
             "point_coords": ((points - [left, top]) * (cells / side)).astype(np.float32)[None],
             "point_labels": labels[i].astype(np.int64)[None],
-            "text_embeddings": text[i : i + 1],
+            "text_embeddings": text[i : i + 1].astype(np.float32),
         }
         near = run("mask_detail.onnx", inputs)[0][0, 0]
         rows = slice(max(int(np.floor(top)), 0), min(int(np.ceil(top + side)), height))
@@ -176,7 +195,7 @@ def redraw(
 
 def main(photo_path: str, *texts: str) -> None:
     try:
-        photo = np.asarray(ImageOps.exif_transpose(Image.open(photo_path)).convert("RGB"))
+        photo = read_photo(photo_path)
     except OSError as error:
         raise SystemExit(f"{photo_path}: {error}") from error
     image, resized_hw = encode_image(photo)

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from textsam.evaluation.metrics import ellipses_in_boxes, filled_boxes, mask_iou, tight_boxes
-from textsam.evaluation.options import Promptable
+from textsam.evaluation.options import EvaluationOptions, Promptable
 from textsam.files.coco import Region
 
 if TYPE_CHECKING:
@@ -52,25 +52,13 @@ class GeometryScores:
     box_beside_text: list[float] = field(default_factory=list)
     box_masks: np.ndarray | None = None
     click_masks: dict[int, np.ndarray] = field(default_factory=dict)
-    text_click_masks: np.ndarray | None = None
     first_clicks: np.ndarray | None = None
 
     def extend(self, other: GeometryScores) -> None:
         """Adds the results of another image or set, without its masks."""
-        for key in (
-            "filled_box",
-            "ellipse",
-            "box",
-            "box_confidence",
-            "one_click_oracle",
-            "one_click_single",
-            "one_click_confidence",
-            "text_click",
-            "one_click_beside_text",
-            "text_box",
-            "box_beside_text",
-        ):
-            getattr(self, key).extend(getattr(other, key))
+        for key, values in vars(self).items():
+            if isinstance(values, list):
+                values.extend(getattr(other, key))
         for count, ious in other.click_iou.items():
             self.click_iou.setdefault(count, []).extend(ious)
 
@@ -121,11 +109,7 @@ def score_geometry(
     targets: np.ndarray,
     names: list[str | None],
     ignore: np.ndarray,
-    *,
-    box: bool,
-    clicks: tuple[int, ...],
-    text_click: bool,
-    text_box: bool,
+    options: EvaluationOptions,
 ) -> GeometryScores:
     """Prompts an image that was set with the boxes and simulated clicks of its instances.
 
@@ -133,21 +117,23 @@ def score_geometry(
         targets: (N, H, W) bool, none of them empty.
         names: N names; None where the model does not know the word (left out of text + click and text + box).
         ignore: (H, W) bool, pixels that count nowhere.
-        clicks: the numbers of clicks to score, () for none.
     """
     scores = GeometryScores()
+    clicks = options.clicks if options.asks("point") else ()
+    text_click, text_box = options.asks("text+point"), options.asks("text+box")
     boxes = tight_boxes(targets)
     height, width = ignore.shape
     scores.filled_box = mask_iou(filled_boxes(boxes, height, width), targets, ignore).tolist()
     scores.ellipse = mask_iou(ellipses_in_boxes(boxes, height, width), targets, ignore).tolist()
-    if box or text_box:
+    if options.asks("box") or text_box:
         detections = model.predict(boxes=boxes)
         scores.box_masks = _masks(detections, len(targets), ignore.shape)
         scores.box = mask_iou(scores.box_masks, targets, ignore).tolist()
         scores.box_confidence = np.asarray(detections.confidence, float).tolist()
     named = [i for i, name in enumerate(names) if name is not None]
+    texts = [str(names[i]) for i in named]
     if text_box and named:
-        detections = model.predict(text=[str(names[i]) for i in named], boxes=boxes[named])
+        detections = model.predict(text=texts, boxes=boxes[named])
         scores.text_box = mask_iou(_masks(detections, len(named), ignore.shape), targets[named], ignore).tolist()
         scores.box_beside_text = [scores.box[i] for i in named]
     if clicks or text_click:
@@ -157,8 +143,11 @@ def score_geometry(
     if clicks:
         single = model.predict(points=first, point_labels=np.ones((len(first), 1), int))
         scores.one_click_single = mask_iou(_masks(single, len(targets), ignore.shape), targets, ignore).tolist()
-    if text_click:
-        _score_text_click(model, targets, names, ignore, first, scores)
+    if text_click and named:
+        detections = model.predict(text=texts, points=first[named], point_labels=np.ones((len(named), 1), int))
+        scores.text_click = mask_iou(_masks(detections, len(named), ignore.shape), targets[named], ignore).tolist()
+        if 1 in scores.click_masks:
+            scores.one_click_beside_text = mask_iou(scores.click_masks[1][named], targets[named], ignore).tolist()
     return scores
 
 
@@ -207,29 +196,6 @@ def _score_clicks(
         if count in counts:
             scores.click_iou[count] = mask_iou(current, targets, ignore).tolist()
             scores.click_masks[count] = current.copy()
-
-
-def _score_text_click(
-    model: Promptable,
-    targets: np.ndarray,
-    names: list[str | None],
-    ignore: np.ndarray,
-    first: np.ndarray,
-    scores: GeometryScores,
-) -> None:
-    """The first click and the name of the instance, one mask each."""
-    named = [i for i, name in enumerate(names) if name is not None]
-    if not named:
-        return
-    detections = model.predict(
-        text=[str(names[i]) for i in named], points=first[named], point_labels=np.ones((len(named), 1), int)
-    )
-    masks = _masks(detections, len(named), ignore.shape)
-    scores.text_click = mask_iou(masks, targets[named], ignore).tolist()
-    alone = scores.click_masks.get(1)
-    if alone is not None:
-        scores.one_click_beside_text = mask_iou(alone[named], targets[named], ignore).tolist()
-    scores.text_click_masks = masks
 
 
 def _masks(detections: sv.Detections, count: int | None, size: tuple[int, ...]) -> np.ndarray:

@@ -48,14 +48,14 @@ def intersection_and_union(
     return intersection.astype(np.int64), union.astype(np.int64)
 
 
-def count_matches(masks: np.ndarray, targets: np.ndarray, least_iou: float = 0.5) -> int:
-    """How many of the masks (N, H, W) bool, the surest first, have an IoU of at least `least_iou` with one of the
-    targets (M, H, W) bool that none before them has; each takes the one that it fits best."""
-    if not len(masks) or not len(targets):
+def count_matches(masks: list[dict[str, Any]], targets: list[dict[str, Any]], least_iou: float = 0.5) -> int:
+    """How many of the masks (compressed RLE, the surest first) have an IoU of at least `least_iou` with one of the
+    targets (compressed RLE) that none before them has; each takes the one that it fits best."""
+    from pycocotools import mask as coco_mask
+
+    if not masks or not targets:
         return 0
-    flat, wanted = (values.reshape(len(values), -1).astype(np.float32) for values in (masks, targets))
-    shared = flat @ wanted.T
-    iou = shared / np.maximum(flat.sum(1)[:, None] + wanted.sum(1) - shared, 1)
+    iou = coco_mask.iou(masks, targets, [False] * len(targets))
     free, count = np.ones(len(targets), bool), 0
     for row in iou * (iou >= least_iou):
         best = int((row * free).argmax())

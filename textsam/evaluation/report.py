@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -11,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from textsam.evaluation.geometry import GeometryScores
 from textsam.evaluation.metrics import expected_calibration_error, mean, semantic_scores
 from textsam.evaluation.text import LOW_THRESHOLD, TextScores, absence_auroc, average_precision
+from textsam.files.atomic import write_atomically
 
 MAX_PROBLEMS = 1000
 """Problems written to the JSON; the count is always whole."""
@@ -102,20 +104,15 @@ class Report:
 
     def write(self, path: str | Path) -> None:
         """JSON, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(Path(path), (json.dumps(asdict(self), indent=1) + "\n").encode())
 
-    def print(self, console: Console | None = None) -> None:
+    def print(self, console: Console) -> None:
         """The tables of masks and of words, with what was left out below."""
-        console = console or Console()
-        console.print(Group(*self._tables()))
+        console.print(Group(*self._tables(console.width)))
         for line in self._notes():
             console.print(line, style="dim", markup=False, highlight=False)
 
-    def _tables(self) -> list[Table]:
+    def _tables(self, width: int) -> list[Table]:
         columns: dict[str, Callable[[Summary], str]] = {
             "instances": lambda s: str(s.instances),
             "filled box": lambda s: _number(s.filled_box),
@@ -131,7 +128,7 @@ class Report:
         }
         tables = []
         if any(s.filled_box is not None for s in self.sets):
-            tables.append(self._table("Masks: mean IoU over instances", columns))
+            tables += self._table("Masks: mean IoU over instances", columns, width)
         if any(s.text for s in self.sets):
             columns = {
                 "names": lambda s: str(s.names),
@@ -148,23 +145,40 @@ class Report:
                 "ECE text": lambda s: _number(s.calibration.get("text")),
                 "ECE presence": lambda s: _number(s.calibration.get("presence")),
             }
-            tables.append(self._table("Words: union of the instances of each name in the image", columns))
+            tables += self._table("Words: union of the instances of each name in the image", columns, width)
         return tables
 
-    def _table(self, title: str, columns: dict[str, Callable[[Summary], str]]) -> Table:
+    def _table(self, title: str, columns: dict[str, Callable[[Summary], str]], width: int) -> list[Table]:
+        """One table, or several below each other where `width` characters are too few: rich would cut figures off."""
         rows = [*self.sets, self.overall] if len(self.sets) > 1 else self.sets
-        table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column("set", no_wrap=True)
         shown = {k: [get(s) for s in rows] for k, get in columns.items()}
         shown = {k: values for k, values in shown.items() if any(v != "-" for v in values)}
+        all_names = [summary.name for summary in self.sets]
+        names = [_short(summary.name, all_names) for summary in rows]
+        gap = 2  # beside each column
+        room = width - gap - max(cell_len(name) for name in ("set", *names))
+        widths: dict[str, int] = {}
+        for one_line in (True, False):
+            if one_line or sum(widths.values()) > room:
+                words = {k: (k,) if one_line else k.split() for k in shown}
+                widths = {k: max(5, *map(len, (*words[k], *values))) + gap for k, values in shown.items()}
+        parts: list[list[str]] = []
         for heading in shown:
-            table.add_column(heading, justify="right", min_width=5)
-        names = [summary.name for summary in self.sets]
-        for index, summary in enumerate(rows):
-            if summary is self.overall:
-                table.add_section()
-            table.add_row(_short(summary.name, names), *(values[index] for values in shown.values()))
-        return table
+            if not parts or sum(widths[k] for k in (*parts[-1], heading)) > room:
+                parts.append([])
+            parts[-1].append(heading)
+        tables: list[Table] = []
+        for part in parts:
+            table = Table(title=None if tables else title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+            table.add_column("set", no_wrap=True)
+            for heading in part:
+                table.add_column(heading, justify="right", width=widths[heading] - gap)
+            for index, name in enumerate(names):
+                if rows[index] is self.overall:
+                    table.add_section()
+                table.add_row(Text(name), *(shown[heading][index] for heading in part))  # brackets are no markup
+            tables.append(table)
+        return tables
 
     def _notes(self) -> list[str]:
         notes = []

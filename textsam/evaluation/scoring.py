@@ -1,7 +1,6 @@
 """Scores of any model on COCO-format data: boxes, simulated clicks, words, words with a click, absence.
 
     textsam evaluate DATA/val.json MORE/val.json --prompts all
-    python -m textsam.evaluation.scoring DATA/val.json --prompts text
 
 Words are scored against `NAME_semantic.json` beside `NAME.json` where there is one (unions by class); what its
 `void_rle` marks counts for no prompt.
@@ -9,7 +8,6 @@ Words are scored against `NAME_semantic.json` beside `NAME.json` where there is 
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,10 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from textsam import __version__
 from textsam.evaluation.geometry import choose, score_geometry
-from textsam.evaluation.options import DECODER_BATCH, PROMPTS, EvaluationOptions, Promptable
+from textsam.evaluation.options import DECODER_BATCH, EvaluationOptions, Promptable
 from textsam.evaluation.report import MAX_PROBLEMS, Report, Tally, add_up, mean_of_sets, summarise
 from textsam.evaluation.sheet import Case, CaseBook, geometry_cases, text_cases, write_sheet
-from textsam.evaluation.text import SemanticTruth, known_names, score_text, semantic_truth
+from textsam.evaluation.text import known_names, score_text, semantic_truth
 from textsam.files.coco import CocoDataset, CocoImage, Problem, load_coco
 
 
@@ -113,7 +111,6 @@ def _evaluate_set(
     semantic = {image.id: image for image in truth} if truth else {}
     selected = dataset.select(options.limit)
     wants_words = any(options.asks(prompt) for prompt in ("text", "text+point", "text+box"))
-    names_known = False
     for image in selected:
         advance()
         try:
@@ -129,16 +126,19 @@ def _evaluate_set(
             continue
         tally.images += 1
         model.set_image(picture)
-        if wants_words and not names_known:
+        if wants_words and not tally.names and not tally.unknown_names:
             tally.names, tally.unknown_names = known_names(model, list(dataset.categories.values()))
-            names_known = True
         if any(options.asks(prompt) for prompt in ("box", "point", "text+point", "text+box")):
             # What one of the two files leaves open, the other cannot tell either.
             ignore = image.ignore_mask() | semantic.get(image.id, image).ignore_mask()
             _evaluate_geometry(model, dataset, image, ignore, options, tally, state)
         if options.asks("text"):
             present = semantic_truth(semantic[image.id], truth) if truth and image.id in semantic else None
-            _evaluate_text(model, dataset, image, present or semantic_truth(image, dataset), tally, state, options)
+            present = present or semantic_truth(image, dataset)
+            scores = score_text(model, image, dataset, present, tally.names, tally.images)
+            tally.text.extend(scores)
+            cases = text_cases(dataset.name, image, present, scores)
+            state.books.setdefault("text", CaseBook(options.columns)).add_image(cases)
     return tally
 
 
@@ -161,36 +161,13 @@ def _evaluate_geometry(
         batch = chosen[start : start + DECODER_BATCH]
         targets = np.stack([region.mask() for region in batch])
         names = [str(dataset.name_of(region)) for region in batch]
-        scores = score_geometry(
-            model,
-            targets,
-            [name if name in known else None for name in names],
-            ignore,
-            box=options.asks("box"),
-            clicks=options.clicks if options.asks("point") else (),
-            text_click=options.asks("text+point"),
-            text_box=options.asks("text+box"),
-        )
+        asked = [name if name in known else None for name in names]
+        scores = score_geometry(model, targets, asked, ignore, options)
         tally.geometry.extend(scores)
         for prompt, found in geometry_cases(dataset.name, image, batch, names, scores).items():
             cases.setdefault(prompt, []).extend(found)
     for prompt, found in cases.items():
         state.books.setdefault(prompt, CaseBook(options.columns)).add_image(found)
-
-
-def _evaluate_text(
-    model: Promptable,
-    dataset: CocoDataset,
-    image: CocoImage,
-    truth: SemanticTruth,
-    tally: Tally,
-    state: _State,
-    options: EvaluationOptions,
-) -> None:
-    scores = score_text(model, image, dataset, truth, tally.names, tally.images)
-    tally.text.extend(scores)
-    cases = text_cases(dataset.name, image, truth, scores)
-    state.books.setdefault("text", CaseBook(options.columns)).add_image(cases)
 
 
 def _semantic_file(dataset: CocoDataset, images: str | Path | None, max_bad_share: float) -> CocoDataset | None:
@@ -208,32 +185,5 @@ def _model_name(model: object) -> str:
 
 
 def _progress(console: Console | None) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=console is None)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line of `python -m textsam.evaluation.scoring`."""
-    parser = argparse.ArgumentParser(
-        prog="textsam.evaluation.scoring", description="Scores a model on COCO-format data."
-    )
-    parser.add_argument("datasets", nargs="+", type=Path, help="COCO instances files")
-    parser.add_argument("--images", type=Path, help="folder of the pictures")
-    parser.add_argument("--model", help="name, folder, file or Hub id; default: the embedded model")
-    parser.add_argument("--prompts", nargs="+", default=["all"], choices=PROMPTS)
-    parser.add_argument("--limit", type=int, help="images of each set")
-    parser.add_argument("--max-instances", type=int, default=32, help="of each image")
-    parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder for scores.json and cases.png")
-    given = parser.parse_args(arguments)
-    console = Console()
-    try:
-        options = EvaluationOptions(tuple(given.prompts), given.limit, given.max_instances)
-        run(given.datasets, given.model, images=given.images, out=given.out, options=options, console=console)
-    except (OSError, ValueError) as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, highlight=False)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

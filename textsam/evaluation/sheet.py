@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from scipy.ndimage import binary_erosion
 from textsam.evaluation.geometry import GeometryScores
 from textsam.evaluation.text import SemanticTruth, TextScores
 from textsam.files.coco import CocoImage, Region
+from textsam.files.export import write_png
 from textsam.files.images import read_image
 from textsam.files.rle import decode_mask, encode_mask
 
@@ -146,12 +146,12 @@ def draw_sheet(books: dict[str, CaseBook]) -> Image.Image | None:
 
 
 def write_sheet(books: dict[str, CaseBook], path: Path) -> None:
-    """`draw_sheet` as a PNG file, whole or not at all; no file when there is no case."""
+    """`draw_sheet` as a PNG file, whole or not at all; no file, not even a former run's, when there is no case."""
     sheet = draw_sheet(books)
-    if sheet is not None:
-        temporary = path.with_name(path.name + ".part")
-        sheet.save(temporary, format="PNG")
-        os.replace(temporary, path)
+    if sheet is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_png(path, np.asarray(sheet))
 
 
 def draw_case(case: Case) -> Image.Image:
@@ -159,11 +159,11 @@ def draw_case(case: Case) -> Image.Image:
     picture = read_image(case.path).copy()
     prediction = decode_mask(case.prediction)
     target = decode_mask(case.target)
-    thickness = max(1, round(max(_window(prediction | target)[2:]) / 200))
+    x, y, width, height = _window(prediction | target)
+    thickness = max(1, round(max(width, height) / 200))
     outline = target & ~binary_erosion(target, iterations=thickness)
     picture[prediction] = (0.5 * picture[prediction] + 0.5 * PREDICTION_COLOUR).astype(np.uint8)
     picture[outline] = TARGET_COLOUR
-    x, y, width, height = _window(prediction | target)
     scale = min((TILE_WIDTH - 4) / width, TILE_HEIGHT / height)
     view = Image.fromarray(picture[y : y + height, x : x + width])
     view = view.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BILINEAR)

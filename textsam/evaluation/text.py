@@ -5,7 +5,7 @@ Dimension key: N instances, Q names, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,9 +146,10 @@ def score_text(
             scores.intersections.append(int(intersection[0]))
             scores.unions.append(int(total[0]))
             scores.union_masks[name] = union
-            regions = [region.mask() for region in image.instances if dataset.name_of(region) == name]
-            if regions:
-                _count_instances(found, index, np.stack(regions), truth.ignore[name], scores)
+            # As RLE: hundreds of instances of a large picture would not fit into memory.
+            targets = [region.rle for region in image.instances if dataset.name_of(region) == name]
+            if targets:
+                _count_instances(found, index, targets, truth.ignore[name], scores)
     if names:
         _score_instances(model, image, dataset, names, number, scores)
         presence = np.asarray(model.presence(None, names), float)
@@ -158,13 +159,16 @@ def score_text(
     return scores
 
 
-def _count_instances(found: Any, index: int, targets: np.ndarray, ignore: np.ndarray, scores: TextScores) -> None:
+def _count_instances(
+    found: Any, index: int, targets: list[dict[str, Any]], ignore: np.ndarray, scores: TextScores
+) -> None:
     """The answers to one name, without those that lie mostly where nothing is known, against its instances."""
     scores.wanted.append(len(targets))
     own = np.flatnonzero(np.asarray(found.class_id) == index) if len(found) else np.zeros(0, np.int64)
     own = own[np.argsort(-np.asarray(found.confidence)[own], kind="stable")] if len(own) else own
-    masks = np.asarray(found.mask, bool)[own] if len(own) else np.zeros((0, *targets.shape[1:]), bool)
-    masks = masks[2 * (masks & ignore).sum((1, 2)) <= masks.sum((1, 2))]
+    every = np.asarray(found.mask, bool) if len(own) else np.zeros((0, *ignore.shape), bool)
+    answers = (every[row] for row in own)
+    masks = [encode_mask(mask) for mask in answers if 2 * (mask & ignore).sum() <= mask.sum()]
     scores.answers.append(len(masks))
     scores.matches.append(count_matches(masks, targets))
 
@@ -222,7 +226,7 @@ def absence_auroc(scores: TextScores) -> dict[str, Any]:
     for first, second, there, absent in scores.pairs:
         by_pair.setdefault(f"{first} / {second}", []).append((there, absent))
     confusable = {
-        pair: (auroc(*zip(*values, strict=True)), _share(values, lambda v: v[0] > v[1]), len(values))
+        pair: (auroc(*zip(*values, strict=True)), sum(a > b for a, b in values) / len(values), len(values))
         for pair, values in sorted(by_pair.items())
     }
     return {
@@ -252,7 +256,3 @@ def average_precision(scores: TextScores, images: int, names: int) -> AveragePre
         "categories": [{"id": i + 1} for i in range(names)],
     }
     return coco_average_precision(ground_truth, scores.detections)
-
-
-def _share(values: list[Any], condition: Callable[[Any], bool]) -> float:
-    return sum(condition(v) for v in values) / len(values)

@@ -103,17 +103,24 @@ class Crop:
 
     def of_picture(self, picture: Image.Image) -> np.ndarray:
         """(S, S) or (S, S, 3) uint8, smoothed when it shrinks; black outside of the photo."""
-        size = (self.cells, self.cells)
-        scale = self.side / self.cells
+        scale, size = self.side / self.cells, (self.cells, self.cells)
         if scale <= 1:
             matrix = (scale, 0, self.left, 0, scale, self.top)
-            cut = picture.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-        else:
-            x1, y1 = int(np.floor(self.left)), int(np.floor(self.top))
-            x2, y2 = int(np.ceil(self.left + self.side)), int(np.ceil(self.top + self.side))
-            left, top = self.left - x1, self.top - y1
-            box = (left, top, left + self.side, top + self.side)
-            cut = picture.crop((x1, y1, x2, y2)).resize(size, Image.Resampling.BILINEAR, box=box)
+            return np.asarray(picture.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
+        # Only the cells that see the photo: of a panorama's square they are few, and the rest would fill the memory.
+        spans = []
+        for start, length in ((self.left, picture.width), (self.top, picture.height)):
+            ends = np.floor(-start / scale) - 2, np.ceil((length - start) / scale) + 2
+            first, last = np.clip(ends, 0, self.cells).astype(int).tolist()
+            low, high = start + first * scale, start + last * scale
+            spans.append((first, last - first, low, high, int(np.floor(low)), int(np.ceil(high))))
+        (column, columns, left, right, x1, x2), (row, rows, top, bottom, y1, y2) = spans
+        cut = Image.new(picture.mode, size)
+        if columns and rows:
+            part = Image.new(picture.mode, (x2 - x1, y2 - y1))  # unlike `crop`, which takes a large one for an attack
+            part.paste(picture, (-x1, -y1))
+            box = (left - x1, top - y1, right - x1, bottom - y1)
+            cut.paste(part.resize((columns, rows), Image.Resampling.BILINEAR, box=box), (column, row))
         return np.asarray(cut)
 
     def of_logits(self, logits: Tensor, geometry: ImageGeometry) -> Tensor:
