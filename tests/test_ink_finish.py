@@ -16,8 +16,9 @@ from textsam.model import TextSamConfig, TextSamModel
 from textsam.modeling.fine_masks import FineMasks
 from textsam.text_regions.maps import LastDrawing, join_views
 from train.fonts import installed_faces
-from train.ink_finish import main, with_finish
+from train.ink_finish import InkCrops, main, with_finish, write_crops
 from train.synthetic_text import SyntheticText
+from train.text_scenes import SceneOptions
 
 SIDE = 32
 
@@ -112,3 +113,23 @@ def test_training_in_miniature(tmp_path: Path, cat_photo: np.ndarray) -> None:
     main([*arguments, "--steps", "3", "--resume"])
     assert files[0].stat().st_mtime_ns == written
     assert json.loads((tmp_path / "run" / "model" / "training.json").read_text())["step"] == 3
+    with pytest.raises(FileExistsError, match="holds a training already"):
+        main([*arguments, "--steps", "3"])
+
+    (tmp_path / "run" / "last.pt").unlink()  # as if it had been interrupted while it read scenes
+    before = files[0].read_bytes()
+    main([*arguments, "--steps", "1", "--seed", "1"])
+    assert files[0].read_bytes() != before
+
+
+@pytest.mark.skipif(not installed_faces(), reason="no fonts are installed")
+def test_scenes_without_ink(tmp_path: Path, cat_photo: np.ndarray) -> None:
+    Image.fromarray(cat_photo).save(tmp_path / "cat.png")
+    try:
+        scenes = SyntheticText([tmp_path], SceneOptions((320, 320), textless=1.0))
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    reader = textsam.load("textsam-tiny-ocr", dtype="float32").text_reader
+    (file,) = write_crops(reader, scenes, 1, tmp_path / "crops", {"seed": "0"})
+    with pytest.raises(ValueError, match="found no ink in any scene"):
+        InkCrops([file], 1, 0)

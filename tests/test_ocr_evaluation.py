@@ -17,7 +17,7 @@ from written import box
 from textsam.commands.cli import app
 from textsam.evaluation.ocr_baselines import BASELINES, FoundText
 from textsam.evaluation.ocr_scoring import run_ocr
-from textsam.evaluation.ocr_truth import load_text_dataset, polygon_of, stroke_file
+from textsam.evaluation.ocr_truth import load_text_dataset, outline_of, polygon_of, stroke_file
 from textsam.files.rle import encode_mask
 
 SIZE_HW = (120, 240)
@@ -181,6 +181,37 @@ def test_what_does_not_count(data: Path, mark: dict[str, Any]) -> None:
     assert truth.word_texts == ["출구"]
     assert len(truth.ignored_words) == 2
     assert truth.ignored_pixels[20:40, 20:80].all()
+
+
+def test_attributes_of_cvat_say_what_is_written(data: Path) -> None:
+    def move(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            if "text" in annotation:
+                annotation["attributes"] = {"occluded": False, "text": annotation.pop("text")}
+        content["annotations"][0]["attributes"]["text"] = "###"
+
+    dataset = load_text_dataset(change(data, move))
+    truth = dataset.truth(dataset.coco.images[0])
+    assert truth.word_texts == ["출구"]
+    assert len(truth.ignored_words) == 2
+
+
+def test_boxes_without_a_segmentation_are_outlines(data: Path) -> None:
+    """As Label Studio, Roboflow and CVAT write rectangles; CVAT says how far it is turned, clockwise."""
+
+    def to_boxes(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            annotation["segmentation"] = []
+        content["annotations"][0] |= {"bbox": [20, 20, 60, 20], "attributes": {"occluded": False, "rotation": 90.0}}
+        content["annotations"][1]["bbox"] = [20.5, 30, 60, 20]
+
+    dataset = load_text_dataset(change(data, to_boxes), max_bad_share=1)
+    turned, straight = (outline_of(annotation) for annotation in dataset.annotations[dataset.coco.images[0].id][:2])
+    np.testing.assert_allclose(turned, [[60, 0, 60, 60, 40, 60, 40, 0]], atol=1e-9)
+    assert straight == [[20.5, 30, 80.5, 30, 80.5, 50, 20.5, 50]]
+    for wrong in (None, [], [1, 2, 3], "1,2,3,4", [1, 2, None, 4]):
+        with pytest.raises(ValueError, match="it has no outline: neither a segmentation nor a bbox of four numbers"):
+            outline_of({"segmentation": [], "bbox": wrong})
 
 
 def test_ink_as_annotations(data: Path) -> None:

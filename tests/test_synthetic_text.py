@@ -176,6 +176,15 @@ def test_command_line_writes_coco_and_strokes(photos: Path, tmp_path: Path) -> N
     assert np.array_equal(np.asarray(Image.open(tmp_path / "images" / "000000.png")), scene.pixels)
 
 
+@pytest.mark.parametrize("size", ["1280", "1280*720", "0x720", "1280x-720", "x"])
+def test_a_size_in_another_form_is_told(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--photos", str(photos), "--out", str(tmp_path / "out"), "--size", size])
+    assert f"expected WIDTHxHEIGHT of at least 16 px each, such as 1280x720, got '{size}'" in capsys.readouterr().err
+
+
 def test_as_a_dataset(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     source = SyntheticText([photos], OPTIONS, seed=3)
@@ -184,6 +193,20 @@ def test_as_a_dataset(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     scene = source[0]
     assert np.array_equal(np.asarray(rows[0]["image"]), scene.pixels)
     assert [w["text"] for w in rows[0]["written"] if w["category"] == "word"] == [w.text for w in scene.words]
+
+
+def test_a_damaged_photo_is_told_once_and_gives_way(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = (photos / "0.png").read_bytes()
+    for name, content in {"0.png": whole, "1.png": whole[: len(whole) // 2], "2.jpg": b"", "._3.jpg": b"junk"}.items():
+        (tmp_path / name).write_bytes(content)
+    scenes = SyntheticText([tmp_path], OPTIONS, seed=3)
+    assert all(scenes[number].pixels.shape == (128, 160, 3) for number in range(12))
+    assert caplog.text.count("skipped: ") == 3
+    (tmp_path / "0.png").unlink()
+    with pytest.raises(ValueError, match="none of the 3 photos can be read"):
+        SyntheticText([tmp_path], OPTIONS)[0]
 
 
 def test_missing_fonts_and_photos_are_named(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

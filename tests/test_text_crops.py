@@ -18,6 +18,7 @@ from written import box
 import textsam
 from textsam.commands.cli import app
 from textsam.evaluation.ocr_truth import load_text_dataset
+from textsam.files import text_runs
 from textsam.files.text_export import coco_of_regions, icdar_lines, read_icdar, write_icdar
 from textsam.files.text_runs import region_rows, run_crops
 from textsam.labelling.step import Labeller, LabelSettings
@@ -219,6 +220,35 @@ def test_a_run_writes_everything_and_goes_on_where_it_stopped(tmp_path: Path, ca
     assert len(calls) == 2
 
 
+def test_where_nothing_can_be_done_what_was_done_stays(tmp_path: Path, caption: Any) -> None:
+    picture, regions, logits, _ = caption
+    Image.fromarray(picture).save(tmp_path / "one.png")
+    out = tmp_path / "out"
+
+    def fail(image: np.ndarray) -> Any:
+        raise RuntimeError("out of memory")
+
+    run_crops([tmp_path / "one.png"], out, lambda image: (regions, logits), settings={})
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert run_crops([tmp_path / "one.png"], out, fail, settings={"level": "word"}).failures
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_files_of_other_options_do_not_stay_beside_those_of_a_run(tmp_path: Path, caption: Any) -> None:
+    picture, regions, logits, _ = caption
+    Image.fromarray(picture).save(tmp_path / "one.png")
+    out, mine = tmp_path / "out", tmp_path / "out" / "plates" / "one.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("of no run")
+    run_crops([tmp_path / "one.png"], out, lambda image: (regions, None), settings={})
+    assert mine.read_text() == "of no run"
+    run_crops([tmp_path / "one.png"], out, lambda image: (regions, logits), settings={}, plate=True, overwrite=True)
+    assert (out / "glyphs" / "one").is_dir()
+    run_crops([tmp_path / "one.png"], out, lambda image: (regions, None), settings={})
+    assert not mine.exists()
+    assert not (out / "glyphs" / "one").exists()
+
+
 def test_a_picture_whose_files_are_gone_is_done_again(tmp_path: Path, caption: Any) -> None:
     picture, regions, logits, _ = caption
     Image.fromarray(picture).save(tmp_path / "one.png")
@@ -241,10 +271,67 @@ def test_what_is_of_no_run_is_not_replaced(tmp_path: Path, caption: Any, name: s
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     arguments = [[tmp_path / "one.png"], tmp_path / "out", lambda image: (regions, logits)]
-    with pytest.raises(FileExistsError, match="exists, and no records of a run"):
+    with pytest.raises(FileExistsError, match="exists, and no record says that a run wrote it"):
         run_crops(*arguments, settings={})
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
     assert len(run_crops(*arguments, settings={}, overwrite=True).records) == 1
+
+
+def test_what_is_of_no_run_is_not_replaced_by_a_later_run(tmp_path: Path, caption: Any) -> None:
+    picture, regions, logits, _ = caption
+    for name in ("one.png", "two.png"):
+        Image.fromarray(picture).save(tmp_path / name)
+    out = tmp_path / "out"
+
+    def run(*names: str, **options: Any) -> Any:
+        return run_crops([tmp_path / name for name in names], out, lambda image: (regions, logits), **options)
+
+    run("one.png", settings={})
+    mine = [out / "plates" / "one.png", out / "crops" / "two" / "mine"]
+    for path in mine:
+        path.parent.mkdir(parents=True)
+        path.write_text("painted by hand")
+    run("one.png", settings={"level": "word"})  # no plate asked for: that of somebody else stays
+    for names, options in ((["one.png"], {"plate": True}), (["one.png", "two.png"], {})):
+        with pytest.raises(FileExistsError, match="exists, and no record says that a run wrote it"):
+            run(*names, settings={}, **options)
+    assert [path.read_text() for path in mine] == ["painted by hand"] * 2
+    assert len(run("one.png", "two.png", settings={}, plate=True, overwrite=True).records) == 2
+
+
+@pytest.mark.parametrize("place", ["crops", "plate_masks", "plates", "glyphs", "icdar", "records"])
+def test_an_interrupted_picture_is_done_by_the_next_run(
+    tmp_path: Path, caption: Any, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    picture, regions, logits, _ = caption
+    Image.fromarray(picture).save(tmp_path / "one.png")
+    out = tmp_path / "out"
+    names = {"crops": "_write_pictures", "glyphs": "_write_pictures", "icdar": "write_icdar", "records": "write_json"}
+    name = names.get(place, "write_png")
+    write = getattr(text_runs, name)
+
+    def interrupted(path: Path, *rest: Any) -> None:
+        if place in path.parts and (place != "records" or "record" in rest[0]):
+            raise KeyboardInterrupt
+        write(path, *rest)
+
+    def run() -> Any:
+        return run_crops([tmp_path / "one.png"], out, lambda image: (regions, logits), settings={}, plate=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(text_runs, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert (run().skipped, run().skipped) == (0, 1)
+
+
+def test_names_of_crops_sort_in_reading_order(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "one.png")
+    regions = regions_of([box(x, y, x + 1, y + 1) for y in range(0, 64, 2) for x in range(0, 64, 2)], (64, 64))
+    (record,) = run_crops([tmp_path / "one.png"], tmp_path / "out", lambda _: (regions, None), settings={}).records
+    files = [row["crop"] for row in record["regions"]]
+    assert files == sorted(files)
+    assert (files[0], files[-1]) == ("crops/one/0000.png", "crops/one/1023.png")
 
 
 def test_a_model_without_ink_writes_no_glyphs(tmp_path: Path, caption: Any) -> None:

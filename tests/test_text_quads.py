@@ -1,6 +1,7 @@
 """Quads of text and their reading order, against figures worked out by hand."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -137,6 +138,16 @@ def test_columns_are_read_one_after_the_other() -> None:
 def test_signs_on_steps_are_read_from_above() -> None:
     quads = np.stack([box(0, 200, 50, 220), box(300, 10, 350, 30)])
     assert reading_order(quads).order.tolist() == [1, 0]
+
+
+def test_a_dense_page_is_put_in_order_in_seconds() -> None:
+    quads = np.stack([box(x, y, x + 160, y + 16) for y in range(10, 1900, 25) for x in range(10, 3700, 185)])
+    started = time.process_time()
+    found = reading_order(quads, boxes_are_lines=True)
+    assert time.process_time() - started < 6
+    rows = len(quads) // 20
+    assert found.order[: rows + 1].tolist() == [*range(0, len(quads), 20), 1]
+    assert found.block.max() == 19
 
 
 def test_order_of_none_and_of_one() -> None:

@@ -9,20 +9,23 @@ import numpy as np
 import pytest
 import torch
 from miniatures import HashedWords, mobile_miniature
+from PIL import Image, ImageDraw, ImageFont
 from written import CONFIG, box, paint, reader
 
+import textsam
 from textsam.language.queries import QueryList
 from textsam.model import TextSamConfig, TextSamModel
 from textsam.predictor import TextSam
 from textsam.prompting.encoded_image import encode_images
 from textsam.queries import find_queries
 from textsam.text_regions.levels import TextRegionConfig
-from textsam.text_regions.maps import TileAnswer, model_reader
+from textsam.text_regions.maps import TileAnswer, model_reader, scales_for
 from textsam.text_regions.options import TextReadingOptions
 from textsam.text_regions.quads import polygon_iou
 from textsam.text_regions.read import read_text_regions
-from textsam.text_regions.reading import read_levels
+from textsam.text_regions.reading import area_regions, read_levels
 from textsam.text_regions.regions import TextRegions
+from textsam.text_regions.tiles import TileGrid
 from textsam.tracking import ByteTracking, MaskTracking
 
 ONE_SCALE = TextReadingOptions(overlap=32, zoom=1.0, min_scale=1.0)
@@ -127,6 +130,51 @@ def test_ink_is_read_again_on_another_raster() -> None:
     np.testing.assert_array_equal(ink(((1, 0),))[35:75, 35:85], true[35:75, 35:85])
     assert len(told) == 2
     assert ink(((5, 3),), size=3).shape == (3, 3)  # moved out of the picture: read once
+
+
+def test_letters_that_fill_the_picture_are_found() -> None:
+    picture = Image.new("RGB", (960, 540), (90, 110, 140))
+    ImageDraw.Draw(picture).text((480, 270), "TEA", (250, 240, 230), ImageFont.load_default(size=400), anchor="mm")
+    true = np.asarray(picture)[..., 0] > 170
+    rows, columns = np.flatnonzero(true.any(1)), np.flatnonzero(true.any(0))
+    found = read_text_regions(textsam.load("textsam-tiny-ocr"), picture, "word")
+    outline = box(columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    assert max(polygon_iou(quad, outline) for quad in found.data["quad"]) > 0.7
+
+
+def test_the_best_areas_are_kept() -> None:
+    logits = np.full((40, 200), -5.0, np.float32)
+    for number in range(10):
+        logits[10:20, 20 * number : 20 * number + 10] = 3 + number % 2
+    options = dataclasses.replace(ONE_SCALE, max_boxes=5)
+    found = area_regions("text stroke", logits, (), 1.0, 0.5, options)
+    assert found.quads[:, 0, 0].tolist() == [20, 60, 100, 140, 180]
+    assert [area[0] for area in found.areas or ()] == [20, 60, 100, 140, 180]
+
+
+def test_every_tile_of_ink_is_read_again_whatever_passes_follow() -> None:
+    read_again: list[list[str]] = []
+
+    def told(levels: Sequence[str]) -> Any:
+        read_tile = reader(levels, fine_strokes=True)
+
+        def read(tile: np.ndarray) -> TileAnswer:
+            read_again.append(list(levels))
+            return read_tile(tile)
+
+        return read
+
+    options = dataclasses.replace(ONE_SCALE, min_scale=0.25, largest_letters=40.0, stroke_shifts=((7, 11),))
+    totals: list[int] = []
+    picture = paint((440, 840), [box(20, 20, 90, 50), box(700, 380, 800, 420)])
+    read_levels(
+        picture, ["text stroke", "word"], told, CONFIG, options, on_tile=lambda done, total: totals.append(total)
+    )
+    assert len(scales_for((440, 840), options)) > 1
+    sides = [int(CONFIG.tile * factor) // 16 * 16 for factor in options.tile_range]
+    finest = TileGrid.cheapest((440, 840), range(sides[0], sides[1] + 1, 16), options.overlap)
+    assert read_again.count(["text stroke"]) == len(finest)
+    assert len(read_again) == totals[0] + len(finest)
 
 
 def test_nothing_present_nothing_found() -> None:

@@ -135,24 +135,25 @@ def test_bumps_do_not_make_a_box_higher() -> None:
 
 def test_scales_of_a_picture() -> None:
     options = TextReadingOptions(zoom=1.0)
-    assert scales_for((720, 1280), options) == [1.0, 0.5]
-    assert scales_for((300, 300), options) == [1.0]
+    assert scales_for((720, 1280), options) == [1.0, 0.5, 0.25, 0.125]
+    assert scales_for((300, 300), options) == [1.0, 0.5, 0.25]
+    assert scales_for((120, 300), options) == [1.0]
     assert scales_for((3000, 4000), options) == [1.0, 0.5, 0.25, 0.125]
     assert scales_for((3000, 4000), dataclasses.replace(options, min_scale=1.0)) == [1.0]
     enlarged = dataclasses.replace(options, zoom=1.5)
-    assert scales_for((720, 1280), enlarged) == [1.5, 0.5]
-    assert scales_for((200, 300), enlarged) == [1.5]
+    assert scales_for((720, 1280), enlarged) == [1.5, 0.5, 0.25, 0.125]
+    assert scales_for((80, 300), enlarged) == [1.5]
     assert scales_for((3000, 4000), enlarged) == [1.0, 0.5, 0.25, 0.125]  # too large to be enlarged
 
 
 def test_ink_is_read_from_the_pictures_own_pixels() -> None:
-    options = TextReadingOptions(largest_letters=120, min_scale=1 / 8, zoom=1.5)
+    options = TextReadingOptions(largest_letters=240, min_scale=1 / 8, zoom=1.5)
     both, ink, words = ["word", "text stroke"], ["text stroke"], ["word"]
-    assert passes_for((720, 1280), both, options) == [(1.5, words), (1.0, ink), (0.5, both)]
-    assert passes_for((720, 1280), words, options) == [(1.5, words), (0.5, words)]
-    assert passes_for((200, 300), ink, options) == [(1.0, ink)]
+    assert passes_for((480, 854), both, options) == [(1.5, words), (1.0, ink), (0.5, both)]
+    assert passes_for((480, 854), words, options) == [(1.5, words), (0.5, words)]
+    assert passes_for((100, 300), ink, options) == [(1.0, ink)]
     plain = dataclasses.replace(options, zoom=1.0)
-    assert passes_for((720, 1280), both, plain) == [(1.0, both), (0.5, both)]
+    assert passes_for((480, 854), both, plain) == [(1.0, both), (0.5, both)]
 
 
 def test_small_pictures_are_read_enlarged() -> None:

@@ -20,6 +20,7 @@ from tiny_models import tiny_model
 from typer.testing import CliRunner
 
 import textsam
+import train.ocr
 from textsam.checkpoints.encoders import EXTRA_NAMES, packaged_folder
 from textsam.commands.cli import app
 from textsam.files.coco import load_coco
@@ -92,8 +93,15 @@ def test_icdar_folder(words: Path, tmp_path: Path) -> None:
     assert [(word.counts, word.text) for word in photo.outlines["word"]] == [(True, "Ink, blot"), (False, "###")]
     np.testing.assert_array_equal(photo.outlines["word"][0].strip, [[[20, 20], [60, 20]], [[20, 40], [60, 40]]])
     (tmp_path / "gt_img_1.txt").write_text("20,20,60,20,Ink")
-    with pytest.raises(ValueError, match=r"gt_img_1\.txt, line 1: expected eight coordinates"):
+    with pytest.raises(ValueError, match=r"gt_img_1\.txt, line 1: expected x1,y1,\.\.\."):
         read_text_photos(tmp_path)
+    (tmp_path / "gt_img_1.txt").write_text("20,20,60,20,60,40,20,40\n")  # as `textsam crops` writes it
+    (tmp_path / "._img_1.png").write_bytes(b"what macOS leaves on a stick")
+    (photo,) = read_text_photos(tmp_path)
+    assert [(word.counts, word.text) for word in photo.outlines["word"]] == [(True, "")]
+    (tmp_path / "img_1.png").rename(tmp_path / "img_1.bmp")
+    assert [photo.path.name for photo in read_text_photos(tmp_path)] == ["img_1.bmp"]
+    (tmp_path / "img_1.bmp").rename(tmp_path / "img_1.png")
     (tmp_path / "gt_img_1.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no gt_img_1\.txt beside it"):
         read_text_photos(tmp_path)
@@ -105,9 +113,79 @@ def test_bad_files_are_named(words: Path, tmp_path: Path) -> None:
     content = json.loads(words.read_text())
     for annotation in content["annotations"][1:3]:
         annotation["segmentation"] = []
+        del annotation["bbox"]
     (words.parent / "bad.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"2 of 12 masks are bad .* mask 2: it has no outline"):
         read_text_photos(words.parent / "bad.json")
+
+
+def test_rectangles_alone_are_outlines(words: Path) -> None:
+    content = json.loads(words.read_text())
+    for annotation in content["annotations"]:
+        annotation |= {"segmentation": [], "bbox": [20, 20, 60, 20]}
+    (words.parent / "boxes.json").write_text(json.dumps(content))
+    photo = read_text_photos(words.parent / "boxes.json")[0]
+    np.testing.assert_array_equal(photo.outlines["word"][0].strip, [[[20, 20], [80, 20]], [[20, 40], [80, 40]]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["categories"][0].update(name="words"), 'expected a category "word" or "text", got words'),
+        (lambda c: [a.update(iscrowd=1) for a in c["annotations"]], "no outline of a word that can be read"),
+    ],
+)
+def test_what_teaches_no_words_is_told(words: Path, change: Any, message: str) -> None:
+    content = json.loads(words.read_text())
+    change(content)
+    (words.parent / "none.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        read_text_photos(words.parent / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "JSONDecodeError"),
+        ("[1]", "TypeError"),
+        ('{"images": [], "categories": [{"id": 1, "name": "text"}]}', "KeyError: 'annotations'"),
+        ('{"images": [{"id": 1}], "categories": [], "annotations": []}', "KeyError: 'file_name'"),
+    ],
+)
+def test_what_is_no_coco_file_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "train.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"train\.json: expected a COCO file with images, .*{message}"):
+        read_text_photos(tmp_path / "train.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "130"], "Expected --size to be a multiple of 16 px, got 130"),
+        (["--words-share", "0"], "no text to train on: .* with shares above 0"),
+    ],
+)
+def test_options_that_cannot_train_are_told_before_the_first_step(
+    words: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train.ocr.main(["--words", str(words), "--out", str(tmp_path / "out"), "--steps", "1", *arguments])
+    assert not (tmp_path / "out").exists()
+
+
+def test_attributes_of_cvat_and_sizes_that_are_not_said(tmp_path: Path) -> None:
+    file = write_photos(tmp_path / "mine", count=1)
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        annotation["attributes"] = {"occluded": False, "text": annotation.pop("text")}
+        annotation["iscrowd"] = 0
+    content["images"][0] |= {"width": None, "height": None}
+    file.write_text(json.dumps(content))
+    (photo,) = read_text_photos(file)
+    assert [(word.counts, word.text) for word in photo.outlines["word"]] == [
+        (True, "Ink"), (True, "two"), (False, "###"),
+    ]  # fmt: skip
+    assert photo.read()[0].shape == (120, 160, 3)
 
 
 def test_odd_annotations_are_read_as_the_evaluation_reads_them(

@@ -9,6 +9,7 @@ In a first part scenes of synthetic text are read as in use, each tile in two pl
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,13 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 import textsam
+from textsam.files.runs import weights_identity
 from textsam.model import TextSamModel
 from textsam.modeling.fine_masks import FineDrawing
 from textsam.text_regions.maps import STROKE, LastDrawing, join_views, model_reader
 from textsam.text_regions.reader import TextRegionReader
 from textsam.text_regions.tiles import TileGrid
+from train.loop import refuse_a_new_start
 from train.ocr import copy_encoders
 from train.parts import add_run_arguments, rebuilt, train_part
 from train.synthetic_text import SyntheticText
@@ -98,31 +101,45 @@ def _inked(
             return
 
 
-def write_crops(reader: TextRegionReader, scenes: SyntheticText, count: int, folder: Path) -> list[Path]:
-    """Crops of the first scenes, a file for each 25 of them; files that are there are left."""
+def write_crops(
+    reader: TextRegionReader, scenes: SyntheticText, count: int, folder: Path, source: dict[str, str]
+) -> list[Path]:
+    """Crops of the first scenes, a file for each 25 of them; files of the same source that are there are left.
+
+    Args:
+        source: what the crops are made of, kept in the files: those of another model would be wrong.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     parts = [range(first, min(first + FILE_SCENES, count)) for first in range(0, count, FILE_SCENES)]
     files = [folder / f"{part[0]:06d}-{part[-1]:06d}.safetensors" for part in parts]
     for part, file in track(list(zip(parts, files, strict=True)), description="reading scenes"):
-        if file.exists():
+        if file.exists() and safe_open(file, "pt").metadata() == source:
             continue
         crops: list[InkCrop] = []
         for index in part:
             scene = scenes[index]
             crops += crops_of(reader, scene.pixels, scene.strokes > 0, index)
-        tensors = {name: torch.stack([getattr(crop, name) for crop in crops]) for name in vars(crops[0])}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file.with_suffix(".part"))
+        names = vars(crops[0]) if crops else ()  # no ink in any of them: a file all the same, or they are read again
+        tensors = {name: torch.stack([getattr(crop, name) for crop in crops]).contiguous() for name in names}
+        save_file(tensors, file.with_suffix(".part"), source)
         file.with_suffix(".part").replace(file)
     return files
 
 
 class InkCrops(Dataset):
-    """Crops of files, drawn at random."""
+    """Crops of files, drawn at random.
+
+    Raises:
+        ValueError: the files hold none.
+    """
 
     def __init__(self, files: Sequence[Path], length: int, seed: int) -> None:
-        self.files, self.length, self.seed = [safe_open(file, "pt") for file in files], length, seed
+        opened = [safe_open(file, "pt") for file in files]
+        self.files, self.length, self.seed = [file for file in opened if file.keys()], length, seed
         counts = [file.get_slice("strokes").get_shape()[0] for file in self.files]
         self.places = [(number, row) for number, count in enumerate(counts) for row in range(count)]
+        if not self.places:
+            raise ValueError("the model found no ink in any scene: give more --scenes, or another --model")
 
     def __len__(self) -> int:
         return self.length
@@ -193,18 +210,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--hangul-scenes", type=int, default=0, help="further ones, with Hangul and nothing else")
     add_run_arguments(parser, steps=4000, batch_size=12, lr=1.5e-3)
     args = parser.parse_args(arguments)
+    refuse_a_new_start(args.out, args.resume)
     sam = textsam.load(args.model, dtype="float32", device="cpu")
     if sam.text_reader is None:
         raise ValueError(f"{args.model} was not trained to find written text: start from textsam-tiny-ocr")
     torch.manual_seed(args.seed)
     sam.text_reader.model = model = with_finish(sam.model)
+    photos = [str(Path(folder).resolve()) for folder in args.photos]
+    source = {
+        "model": json.dumps([args.model, weights_identity(args.model)]),
+        "scenes": json.dumps([photos, args.seed]),
+    }
     scenes = SyntheticText(args.photos, SceneOptions(FRAME, textless=0.05), args.seed)
-    files = write_crops(sam.text_reader, scenes, args.scenes, args.out / "crops")
+    files = write_crops(sam.text_reader, scenes, args.scenes, args.out / "crops", source)
     if args.hangul_scenes:
         # Seeds are random streams: another one, or Hangul would stand where the other scenes have their words.
         of_hangul = SceneOptions(FRAME, textless=0.05, scripts=(("hangul", 1.0),))
         scenes = SyntheticText(args.photos, of_hangul, args.seed + 1)
-        files += write_crops(sam.text_reader, scenes, args.hangul_scenes, args.out / "crops-hangul")
+        files += write_crops(sam.text_reader, scenes, args.hangul_scenes, args.out / "crops-hangul", source)
     crops = InkCrops(files, args.steps * args.batch_size, args.seed)
     train_part(InkFinishStep(model), PART, crops, args, warmup=50, decay_from=0.3, weight_decay=0.01)
     copy_encoders(args.model, args.out / "model")

@@ -82,10 +82,16 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
     """What `train.loop.train` takes.
 
     Raises:
-        ValueError: nothing to train on. FileNotFoundError: no photos, or no fonts.
+        ValueError: nothing to train on, or a size that does not suit the model.
+        FileNotFoundError: no photos, or no fonts.
     """
     torch.manual_seed(args.seed)
     model, levels, encoder = load_start(args)
+    patch = model.config.patch_size
+    if args.size < patch or args.size % patch:
+        raise ValueError(
+            f"Expected --size to be a multiple of {patch} px, got {args.size}: the model reads in patches."
+        )
     vocabulary = getattr(encoder, "vocabulary", None)  # a public CLIP reads any text
     model.config.text_trained = True
     model.config.text_regions = {
@@ -126,14 +132,16 @@ def build(args: argparse.Namespace) -> tuple[WrittenTextStep, MixedSamples, Loop
         sets.append((SyntheticSamples(scenes, length), args.synthetic_share))
     for file in args.words or ():
         sets.append((TextPhotos(file, args.size, length, args.seed), args.words_share))
+    if not any(share > 0 for _, share in sets):
+        raise ValueError(
+            "there is no text to train on: give --photos (synthetic text), --words, or both, with shares above 0"
+        )
     objects = None
     if args.objects:
         objects, data = build_objects(args, model, vocabulary, length)
         sets.append((data, 1))
     if args.transcripts and vocabulary is not None:
         raise ValueError("--transcripts needs --clip: the embedded text encoder knows names alone")
-    if not args.photos and not args.words:
-        raise ValueError("there is no text to train on: give --photos (synthetic text), --words, or both")
     transcripts = encoder.encode if args.transcripts and vocabulary is None else None
     fixed = torch.cuda.is_available()
     step = WrittenTextStep(model, levels, objects, transcripts=transcripts, fixed_count=fixed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from train.fonts import faces_for
 from train.text_looks import SCRIPT_HELP, script_shares
 from train.text_scenes import Scene, SceneOptions, Written, draw_scene
 
+logger = logging.getLogger("train")
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 OUTLINED = ("word", "text line", "text block")
 
@@ -43,11 +45,26 @@ class SyntheticText:
         self.files = find_photos(photos)
         for script, _ in self.options.scripts:  # now, not in the middle of a run
             faces_for("latin" if script == "digits" else script, self.options.held_out)
+        self._bad: set[Path] = set()  # told already
 
     def __getitem__(self, number: int) -> Scene:
+        """
+        Raises:
+            ValueError: no photo can be read. One that cannot is named and gives way to the next.
+        """
         rng = np.random.default_rng((self.seed, number))
-        photo = read_background(self.files[int(rng.integers(len(self.files)))], self.options.size, rng)
-        return draw_scene(photo, self.options, rng)
+        first = int(rng.integers(len(self.files)))
+        for step in range(len(self.files)):
+            file = self.files[(first + step) % len(self.files)]
+            try:
+                photo = read_background(file, self.options.size, rng)
+            except (OSError, SyntaxError, ValueError) as error:  # of Pillow, by format and place of the damage
+                if file not in self._bad:
+                    logger.warning("skipped: %s: %s", file, error)
+                self._bad.add(file)
+            else:
+                return draw_scene(photo, self.options, rng)
+        raise ValueError(f"none of the {len(self.files)} photos can be read")
 
     def __iter__(self) -> Iterator[Scene]:
         """Endless."""
@@ -174,20 +191,33 @@ def as_dataset(scenes: SyntheticText, count: int, cache_dir: str | Path | None =
     return Dataset.from_generator(rows, features=features, cache_dir=None if cache_dir is None else str(cache_dir))
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """ "1280x720" to (width, height) px.
+
+    Raises:
+        argparse.ArgumentTypeError: another form, or a side below 16 px.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) >= 16 for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"expected WIDTHxHEIGHT of at least 16 px each, such as 1280x720, got {text!r}"
+        )
+    return int(parts[0]), int(parts[1])
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", required=True, nargs="+", help="folders of photos without text")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--size", default="448x448", help="WIDTHxHEIGHT in px")
+    parser.add_argument("--size", type=parse_size, default="448x448", help="WIDTHxHEIGHT in px")
     parser.add_argument("--blocks", type=int, default=4, help="most blocks of text in a scene")
     parser.add_argument("--textless", type=float, default=0.12, help="share of scenes without text")
     parser.add_argument("--script", action="append", help=SCRIPT_HELP)
     parser.add_argument("--held-out", action="store_true", help="fonts and words that training never draws")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
-    width, height = (int(side) for side in args.size.split("x"))
-    options = SceneOptions((width, height), args.blocks, args.textless, args.held_out, script_shares(args.script))
+    options = SceneOptions(args.size, args.blocks, args.textless, args.held_out, script_shares(args.script))
     write_coco(SyntheticText(args.photos, options, args.seed), args.count, args.out)
 
 

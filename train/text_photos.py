@@ -15,12 +15,20 @@ import torch
 from PIL import Image, ImageFilter
 from torch.utils.data import Dataset
 
-from textsam.evaluation.ocr_truth import UNREADABLE, does_not_count, polygon_of, read_strokes, stroke_file
+from textsam.evaluation.ocr_truth import (
+    UNREADABLE,
+    does_not_count,
+    outline_of,
+    polygon_of,
+    read_strokes,
+    stroke_file,
+    transcript_of,
+)
+from textsam.files import text_export
 from textsam.files.coco import image_folder, picture_file
-from textsam.files.images import read_image
+from textsam.files.images import list_images, read_image
 from train.data import jitter_colour
 from train.records import Account
-from train.synthetic_text import PHOTO_ENDINGS
 from train.text_data import TextSample, draw_words
 from train.text_targets import core, fill, unknown
 
@@ -171,18 +179,24 @@ def read_text_photos(source: str | Path) -> list[TextPhoto]:
         source: a COCO file with the categories "word" (or "text"), "text line" and "text block", pictures where
             `image_folder` looks for them, masks of glyphs where `stroke_file` does. Annotations without an outline are
             told and left out, unless too large a share is. Or a folder of pictures with ICDAR's text files,
-            `gt_NAME.txt` or `NAME.txt`: eight coordinates, clockwise from the top left of the text, and the transcript
-            on each line.
+            `gt_NAME.txt` or `NAME.txt`: eight coordinates, clockwise from the top left of the text, and the transcript,
+            where it is known, on each line.
     Raises:
         FileNotFoundError: there is no such file or folder, or a picture is missing.
-        ValueError: a line is wrong, naming it, or too many annotations are.
+        ValueError: a line is wrong, naming it, or too many annotations are; or the file is no COCO file.
     """
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f"there is no {source}: expected a COCO file or a folder in ICDAR's format")
-    photos = read_icdar(source) if source.is_dir() else read_coco(source)
-    if not any(photo.outlines.get("word") for photo in photos):
-        raise ValueError(f"{source} has no outline of a word")
+    try:
+        photos = read_icdar(source) if source.is_dir() else read_coco(source)
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{source}: expected a COCO file with images, annotations and categories, got one that cannot be read as "
+            f"such ({type(error).__name__}: {error})"
+        ) from error
+    if not any(word.counts for photo in photos for word in photo.outlines["word"]):
+        raise ValueError(f"{source} has no outline of a word that can be read")
     if missing := [photo.path for photo in photos if not photo.path.is_file()]:
         raise FileNotFoundError(f"{source}: {len(missing)} pictures are missing, the first is {missing[0]}")
     return photos
@@ -200,8 +214,11 @@ def read_coco(file: Path) -> list[TextPhoto]:
     for entry in content["images"]:
         path = picture_file(folder, entry["file_name"])
         outlines: dict[str, list[Outline]] = {level: [] for level in levels}
-        size_hw = (entry["height"], entry["width"]) if "height" in entry and "width" in entry else None
+        said = (entry.get("height"), entry.get("width"))
+        size_hw = None if None in said else said
         photos[entry["id"]] = TextPhoto(path, outlines, stroke_file(file, path), size_hw)
+    if "word" not in levels:
+        raise ValueError(f'{file}: expected a category "word" or "text", got {", ".join(names.values()) or "none"}')
     for number, entry in enumerate(content["annotations"]):
         try:
             level = names.get(entry.get("category_id"))
@@ -220,37 +237,26 @@ def read_coco(file: Path) -> list[TextPhoto]:
 def _read_annotation(entry: dict[str, Any], size_hw: tuple[int, int] | None) -> Outline:
     corners = entry.get("quad")
     if corners is None:
-        segmentation = entry.get("segmentation")
-        if not segmentation:
-            raise ValueError("it has no outline: neither a quad nor a segmentation")
+        segmentation = outline_of(entry)
         if not isinstance(segmentation, list) and size_hw is None:
             raise ValueError("its mask needs height and width of the picture, which the file lacks")
         corners = polygon_of(segmentation, size_hw or (0, 0))
-    return Outline(quad_strip(np.ravel(corners).tolist()), not does_not_count(entry), str(entry.get("text") or ""))
+    return Outline(quad_strip(np.ravel(corners).tolist()), not does_not_count(entry), transcript_of(entry))
 
 
 def read_icdar(folder: Path) -> list[TextPhoto]:
     """The photos of a folder with ICDAR's text files; see `read_text_photos`."""
     photos = []
-    for path in sorted(file for file in folder.iterdir() if file.suffix.lower() in PHOTO_ENDINGS):
+    for path in list_images(folder):
         texts = [file for file in (folder / f"gt_{path.stem}.txt", folder / f"{path.stem}.txt") if file.is_file()]
         if not texts:
             raise FileNotFoundError(f"{path} has no gt_{path.stem}.txt beside it; an empty file says: no text")
         words = []
-        for number, line in enumerate(texts[0].read_text(encoding="utf-8-sig").splitlines(), start=1):
-            if line.strip():
-                words.append(_read_line(line, f"{texts[0]}, line {number}"))
+        for quad, transcript in zip(*text_export.read_icdar(texts[0]), strict=True):
+            text = (transcript or "").strip()
+            words.append(Outline(quad_strip(quad.ravel().tolist()), text != UNREADABLE, text))
         photos.append(TextPhoto(path, {"word": words}))
     return photos
-
-
-def _read_line(line: str, where: str) -> Outline:
-    parts = line.split(",", 8)
-    try:
-        text = parts[8].strip()
-        return Outline(quad_strip([float(part) for part in parts[:8]]), text != UNREADABLE, text)
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"{where}: expected eight coordinates and a transcript, got {line[:60]!r}") from error
 
 
 def quad_strip(polygon: Sequence[float]) -> np.ndarray:

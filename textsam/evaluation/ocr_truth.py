@@ -2,13 +2,15 @@
 
 Read from COCO files whose categories are levels of text ("word", "text line", "text stroke", "text"; a file with the
 one category "text", such as ICDAR's words in COCO form, holds words). An annotation with `iscrowd` or `ignore` 1,
-`legible` false or the transcript `###` is a region that does not count. Ink may also lie beside the pictures as masks,
-white on black: `strokes/NAME.png` for `images/NAME.jpg` (see `stroke_file`).
+`legible` false or the transcript `###` is a region that does not count; what CVAT puts into `attributes` under these
+names, and under `text`, is read as well. Boxes without a segmentation are outlines, too (see `outline_of`). Ink may
+also lie beside the pictures as masks, white on black: `strokes/NAME.png` for `images/NAME.jpg` (see `stroke_file`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +80,7 @@ class TextDataset:
                 polygon = polygon_of(annotation["segmentation"], size_hw)
                 (ignored if does_not_count(annotation) else good).append(polygon)
                 if level == "word" and not does_not_count(annotation):
-                    truth.word_texts.append(str(annotation.get("text") or ""))
+                    truth.word_texts.append(transcript_of(annotation))
         file = stroke_file(self.coco.path, image.path)
         if "text stroke" in self.levels:
             ink = [annotation for annotation in annotations if annotation["level"] == "text stroke"]
@@ -96,7 +98,7 @@ def load_text_dataset(path: str | Path, images: str | Path | None = None, *, max
     Raises:
         FileNotFoundError, ValueError: as `load_coco`; or none of its categories is a level of text.
     """
-    coco = load_coco(path, images, max_bad_share=max_bad_share)
+    coco = load_coco(path, images, max_bad_share=max_bad_share, outline=outline_of)
     names = {key: name.casefold() for key, name in coco.categories.items()}
     if "word" not in names.values():
         names = {key: "word" if name == "text" else name for key, name in names.items()}
@@ -114,7 +116,9 @@ def load_text_dataset(path: str | Path, images: str | Path | None = None, *, max
             continue
         kept = annotations.setdefault(key, [])
         if index in coco.taken:
-            kept.append({**annotation, "level": names[annotation["category_id"]]})
+            kept.append(
+                {**annotation, "segmentation": outline_of(annotation), "level": names[annotation["category_id"]]}
+            )
     return TextDataset(coco, levels, annotations)
 
 
@@ -140,10 +144,41 @@ def read_strokes(file: Path, size_hw: tuple[int, int]) -> np.ndarray:
     return strokes
 
 
+def outline_of(annotation: dict[str, Any]) -> Any:
+    """Its segmentation or, where a tool writes rectangles as boxes alone, the polygon of the box's corners, turned by
+    the degrees that CVAT puts into `attributes`.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    segmentation, box = annotation.get("segmentation"), annotation.get("bbox")
+    if segmentation:
+        return segmentation
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+        raise ValueError(f"it has no outline: neither a segmentation nor a bbox of four numbers, but {box!r}")
+    angle, half = math.radians(float(_said(annotation).get("rotation") or 0)), np.array(box[2:]) / 2
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half
+    return [(corners @ turn + np.array(box[:2]) + half).ravel().tolist()]
+
+
 def does_not_count(annotation: dict[str, Any]) -> bool:
     """Whether an annotation marks a region that a detection may cover or leave."""
-    flagged = annotation.get("iscrowd") or annotation.get("ignore") or annotation.get("legible") is False
-    return bool(flagged) or annotation.get("text") == UNREADABLE
+    said = _said(annotation)
+    flagged = said.get("iscrowd") or said.get("ignore") or said.get("legible") is False
+    return bool(flagged) or transcript_of(annotation).strip() == UNREADABLE
+
+
+def transcript_of(annotation: dict[str, Any]) -> str:
+    """What is written in an annotation's region; "" where nobody says."""
+    text = _said(annotation).get("text")
+    return "" if text is None else str(text)
+
+
+def _said(annotation: dict[str, Any]) -> dict[str, Any]:
+    """An annotation's fields, and those that CVAT puts into `attributes`."""
+    attributes = annotation.get("attributes")
+    return {**attributes, **annotation} if isinstance(attributes, dict) else annotation
 
 
 def polygon_of(segmentation: Any, size_hw: tuple[int, int]) -> np.ndarray:

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from textsam.files.coco_structures import CocoDataset, CocoImage, Problem, Region
 from textsam.files.rle import segmentation_to_rle
 
-__all__ = [
-    "MAX_BAD_SHARE", "CocoDataset", "CocoImage", "Problem", "Region", "image_folder", "load_coco", "picture_file",
-]  # fmt: skip
-
 MAX_BAD_SHARE = 0.1
 """Share of bad images or annotations above which a file is refused."""
 
 
 def load_coco(
-    path: str | Path, image_dir: str | Path | None = None, *, max_bad_share: float = MAX_BAD_SHARE
+    path: str | Path,
+    image_dir: str | Path | None = None,
+    *,
+    max_bad_share: float = MAX_BAD_SHARE,
+    outline: Callable[[dict[str, Any]], object] = lambda annotation: annotation.get("segmentation"),
 ) -> CocoDataset:
     """Reads a COCO instances file.
 
@@ -33,6 +33,7 @@ def load_coco(
         path: the JSON file.
         image_dir: folder that `file_name` is relative to; by default the one where pictures are, see `image_folder`.
         max_bad_share: in [0, 1]; a larger share of bad images, or of bad annotations, is an error.
+        outline: an annotation to its polygons or RLE; ValueError: it has none.
     Raises:
         FileNotFoundError: there is no such file or folder.
         ValueError: not a COCO instances file, or more than `max_bad_share` of it is bad.
@@ -61,7 +62,7 @@ def load_coco(
         if isinstance(annotation, dict) and _key(annotation.get("image_id")) in skipped_ids:
             continue  # its image has been reported already
         try:
-            region, image_id, is_ignored = _read_annotation(annotation, records, categories)
+            region, image_id, is_ignored = _read_annotation(annotation, records, categories, outline)
         except ValueError as error:
             bad_annotations += 1
             problems.append(Problem(path.name, "annotation", _label(annotation, index), str(error)))
@@ -180,7 +181,9 @@ def _read_image_entry(entry: Any, folder: Path) -> tuple[int | str, tuple[dict, 
     return key, (entry, file, height, width)
 
 
-def _read_annotation(annotation: object, records: dict, categories: dict) -> tuple[Region, int | str, bool]:
+def _read_annotation(
+    annotation: object, records: dict, categories: dict, outline: Callable[[dict[str, Any]], object]
+) -> tuple[Region, int | str, bool]:
     """(region, image id, whether it is a region to ignore); ValueError says what is wrong."""
     if not isinstance(annotation, dict):
         raise ValueError(f"an annotation must be an object, got {type(annotation).__name__}")
@@ -190,7 +193,7 @@ def _read_annotation(annotation: object, records: dict, categories: dict) -> tup
     if category_id not in categories:
         raise ValueError(f"no category with a name has the id {annotation.get('category_id')!r}")
     _, _, height, width = records[image_id]
-    rle = segmentation_to_rle(annotation.get("segmentation"), height, width)
+    rle = segmentation_to_rle(outline(annotation), height, width)
     region = Region(_id_of(annotation), category_id, rle)
     return region, image_id, bool(annotation.get("iscrowd") or annotation.get("ignore"))
 

@@ -4,13 +4,15 @@ For every picture `photo.jpg` the output folder holds
 `crops/photo/000.png` ...: an upright crop of each region, in reading order;
 `glyphs/photo/000.png` ...: its ink alone, RGBA in the picture's own pixels (models that know of ink);
 `plate_masks/photo.png`: white where the picture must be painted over; `plates/photo.png`: painted over (on request);
-`icdar/photo.txt`; and `records/photo.json`, which is written last: a picture with a record is done.
+`icdar/photo.txt`; and `records/photo.json`, which is begun before them and whole after them: a picture with a whole
+record is done.
 `annotations.json` (COCO) gathers all pictures of the run.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,23 +65,19 @@ def run_crops(
         overwrite: do everything again, and replace what is of no run.
         on_picture: told after each picture, with "done", "skipped" or "failed".
     Raises:
-        FileExistsError: the first run into `out` would replace something.
+        FileExistsError: `out` holds, under the names to be written, what no run wrote.
     """
     summary = TextRunSummary()
     names = output_names(paths)
-    glyphs = [out / "glyphs" / name for name in names]
-    others = [path for name in names for path in _outputs(out, name, plate)]
-    begin_run(out, [] if overwrite else [out / "annotations.json", *glyphs, *others])
+    foreign = [path for name in names for path in _foreign(out, name, plate)]
+    begin_run(out, [] if overwrite else [out / "annotations.json"], [] if overwrite else foreign)
     for path, name in zip(paths, names, strict=True):
-        record_path = out / "records" / f"{name}.json"
         try:
             identity = {"settings": {**settings, "plate": plate}, "source": file_identity(path)}
             record = None if overwrite else _finished(out, name, plate, identity)
             outcome = "skipped" if record else "done"
             if record is None:
-                record_path.unlink(missing_ok=True)  # from here until the end the picture does not count as done
-                record = _process(path, name, out, read, plate, recognise)
-                write_json(record_path, {**identity, "record": record})
+                record = _process(path, name, out, read, plate, recognise, identity)
         except PICTURE_ERRORS as error:
             outcome = "failed"
             summary.failures[path] = " ".join(str(error).split()) or type(error).__name__
@@ -87,7 +85,8 @@ def run_crops(
             summary.records.append(record)
             summary.skipped += outcome == "skipped"
         on_picture(path, outcome)
-    write_json(out / "annotations.json", coco_of_regions(summary.records))
+    if summary.records or not paths:  # where nothing could be done, what was done before stays
+        write_json(out / "annotations.json", coco_of_regions(summary.records))
     return summary
 
 
@@ -98,12 +97,19 @@ def _process(
     read: ReadPicture,
     plate: bool,
     recognise: Callable[[np.ndarray], str] | None,
+    identity: dict[str, Any],
 ) -> dict[str, Any]:
     picture = read_image(path)
     regions, ink = read(picture)
     if recognise is not None:
         regions = recognise_regions(picture, regions, recognise)
-    _write_pictures(out / "crops" / name, rectified_crops(picture, regions))
+    for place in _written(out, name):
+        # What an earlier run with other options wrote, and this one may not, would not belong to these regions.
+        shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
+    record_path = _record_path(out, name)
+    write_json(record_path, identity)  # from here until the end the picture does not count as done, but as ours
+    files = _file_names(len(regions))
+    _write_pictures(out / "crops" / name, files, rectified_crops(picture, regions))
     mask = plate_mask(regions, ink)
     write_png(out / "plate_masks" / f"{name}.png", mask.astype(np.uint8) * 255)
     places: list[list[int]] = []
@@ -113,16 +119,18 @@ def _process(
             write_png(out / "plates" / f"{name}.png", cleaned)
         if ink is not None:
             cutouts = glyph_cutouts(picture, regions, ink, cleaned)
-            _write_pictures(out / "glyphs" / name, [cutout.rgba for cutout in cutouts])
+            _write_pictures(out / "glyphs" / name, files, [cutout.rgba for cutout in cutouts])
             places = [[cutout.left, cutout.top] for cutout in cutouts]
     write_icdar(out / "icdar" / f"{name}.txt", regions.quads, regions.texts)
     rows = region_rows(regions)
-    for index, row in enumerate(rows):
-        row["crop"] = f"crops/{name}/{index:03d}.png"
+    for index, (row, file) in enumerate(zip(rows, files, strict=True)):
+        row["crop"] = f"crops/{name}/{file}"
         if places:
-            row |= {"glyphs": f"glyphs/{name}/{index:03d}.png", "glyphs_left_top": places[index]}
+            row |= {"glyphs": f"glyphs/{name}/{file}", "glyphs_left_top": places[index]}
     height, width = picture.shape[:2]
-    return {"file_name": path.name, "width": width, "height": height, "regions": rows}
+    record = {"file_name": path.name, "width": width, "height": height, "regions": rows}
+    write_json(record_path, {**identity, "record": record})
+    return record
 
 
 def region_rows(regions: TextRegions) -> list[dict[str, Any]]:
@@ -143,10 +151,16 @@ def region_rows(regions: TextRegions) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_pictures(folder: Path, pictures: Sequence[np.ndarray]) -> None:
+def _file_names(count: int) -> list[str]:
+    """Of the pictures of regions: as long as each other, so that they sort in reading order."""
+    digits = max(3, len(str(count - 1)))
+    return [f"{index:0{digits}d}.png" for index in range(count)]
+
+
+def _write_pictures(folder: Path, files: Sequence[str], pictures: Sequence[np.ndarray]) -> None:
     with folder_written_atomically(folder) as new:
-        for index, pixels in enumerate(pictures):
-            Image.fromarray(pixels).save(new / f"{index:03d}.png")
+        for file, pixels in zip(files, pictures, strict=True):
+            Image.fromarray(pixels).save(new / file)
 
 
 def _outputs(out: Path, name: str, plate: bool) -> list[Path]:
@@ -155,10 +169,33 @@ def _outputs(out: Path, name: str, plate: bool) -> list[Path]:
     return [out / file for file in files]
 
 
+def _foreign(out: Path, name: str, plate: bool) -> list[Path]:
+    """What is there under the names to be written and of no run."""
+    there = [path for path in [*_outputs(out, name, plate), out / "glyphs" / name] if path.exists()]
+    ours = _written(out, name)  # asked for afterwards, since another process may be at work here
+    return [path for path in there if path not in ours]
+
+
+def _written(out: Path, name: str) -> list[Path]:
+    """What an earlier run wrote, by its record."""
+    path = _record_path(out, name)
+    if not path.exists():
+        return []
+    try:
+        plate = bool(json.loads(path.read_bytes())["settings"]["plate"])
+    except (OSError, ValueError, KeyError, TypeError):
+        plate = True  # a damaged record is one of a run all the same
+    return [*_outputs(out, name, plate), out / "glyphs" / name]
+
+
+def _record_path(out: Path, name: str) -> Path:
+    return out / "records" / f"{name}.json"
+
+
 def _finished(out: Path, name: str, plate: bool, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The record of an earlier run with the same settings on the same file, if its outputs are still there."""
     try:
-        stored = json.loads((out / "records" / f"{name}.json").read_bytes())
+        stored = json.loads(_record_path(out, name).read_bytes())
         record = stored.pop("record")
         pictures = [out / row[kind] for row in record["regions"] for kind in ("crop", "glyphs") if kind in row]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

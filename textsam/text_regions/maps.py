@@ -73,10 +73,10 @@ class LevelMaps:
 
 
 def scales_for(size_hw: tuple[int, int], options: TextReadingOptions) -> list[float]:
-    """1, 1/2, 1/4 ... until letters a third of the picture's shorter side high are within what the model reads; behind
-    an enlarged pass a third of its scale, as most letters are within both."""
+    """1, 1/2, 1/4 ... until letters as high as the picture's shorter side are within what the model reads; behind an
+    enlarged pass a third of its scale, as most letters are within both."""
     scales = [options.zoom if size_hw[0] * size_hw[1] <= options.zoom_pixels else 1.0]
-    while options.largest_letters / scales[-1] < min(size_hw) / 3:
+    while options.largest_letters / scales[-1] < min(size_hw):
         coarser = scales[-1] / (3 if scales[-1] > 1 else 2)
         if coarser < options.min_scale:
             break
@@ -147,7 +147,7 @@ def read_scales(
                     moved = {
                         (right, down): read_ink(grid.cut(scaled, left + right, top + down, fill)).strokes
                         for right, down in shifts
-                        if left + right < size_hw[1] and top + down < size_hw[0]
+                        if left + right < grid.size_hw[1] and top + down < grid.size_hw[0]
                     }
                     mean, difference = join_views(ink, moved)
                     ink = mean if answer.finish is None else answer.finish(mean, difference)

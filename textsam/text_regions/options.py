@@ -29,7 +29,8 @@ class TextReadingOptions:
         min_side: boxes whose shorter side is below it are dropped.
         min_stroke_pixels: patches of ink of fewer pixels are dropped.
         covered: a box of a coarser pass gives way to those of the finer ones that cover this share of it.
-        max_boxes: at most so many boxes of a level, the best.
+        max_boxes: at most so many boxes, or areas, of a level, the best: those of a page full of specks would not fit
+            into memory.
     """
 
     overlap: int = 64

@@ -114,7 +114,7 @@ def _block_links(outlines: np.ndarray, heights: np.ndarray) -> np.ndarray:
     links = similar & above & (-shared[..., 1] <= MAX_LINE_GAP * lower)
     # A heading over two columns belongs to neither: it has two lines below that stand beside each other.
     beside = (shared[..., 0] <= 0) & (shared[..., 1] >= MIN_SIDE_OVERLAP * lower)
-    spans = (beside.astype(np.int64) @ links) > 0
+    spans = (beside.astype(np.float32) @ links.astype(np.float32)) > 0  # BLAS multiplies no integers
     return links & ~(spans | spans.T)
 
 

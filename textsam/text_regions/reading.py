@@ -94,7 +94,7 @@ def area_regions(
     min_score: float,
     options: TextReadingOptions,
 ) -> TextRegions:
-    """Instances of an area: its connected parts, where parts that touch one line's quad are one.
+    """Instances of an area: its connected parts, the best ones, where parts that touch one line's quad are one.
 
     Args:
         logits: (H, W) on the picture's pixels.
@@ -108,6 +108,7 @@ def area_regions(
         glue |= draw_polygon(quad, size_hw)
     least = options.min_stroke_pixels if level == STROKE else options.min_side**2
     found = areas_of_mask(mask, glue, logits, least, min_score)
+    found = sorted(found, key=lambda area: -area[1])[: options.max_boxes]
     quads = np.array([quad for quad, _, _ in found], np.float32).reshape(-1, 4, 2)
     order = reading_order(quads, boxes_are_lines=True)
     return TextRegions(
