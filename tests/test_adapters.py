@@ -70,6 +70,17 @@ def test_adapter_replaces_another_one_of_another_form(tmp_path: Path, folder: Pa
         assert torch.equal(loaded.state_dict()[name], trained.state_dict()[name])
 
 
+def test_an_adapter_of_another_clip_is_not_read_by_the_encoders_of_the_model(tmp_path: Path) -> None:
+    """textsam-tiny's own words would be taken for those of the CLIP that the adapter was trained with."""
+    adapter = save_adapter(load_model("textsam-tiny", device="cpu"), tmp_path / "same")
+    load("textsam-tiny", adapter=adapter, device="cpu")
+    fields, tensors = read_adapter(adapter)
+    header = {"textsam_adapter": json.dumps({**fields, "clip_name": "ViT-B-16"})}
+    save_file(tensors, tmp_path / "other.safetensors", header)
+    with pytest.raises(ValueError, match=r"'ViT-B-16'.* but textsam-tiny speaks .*'ViT-B-32'"):
+        load("textsam-tiny", adapter=tmp_path / "other.safetensors", device="cpu")
+
+
 def test_bad_adapters(tmp_path: Path, model: Any, folder: Path) -> None:
     with pytest.raises(ValueError, match="untrained, so there is nothing to save"):
         save_adapter(model, tmp_path / "a")

@@ -174,6 +174,14 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
         ValueError,
         "pass its folder",
     ),
+    "our file without its folder": (  # with the sizes that a file of Meta's would have
+        lambda d: [
+            tiny_model(clip_dim=768, text_trained=True).save_pretrained(d),
+            d / "model.safetensors",
+        ][1],
+        ValueError,
+        "model of TextSAM; pass its folder",
+    ),
     "an adapter as model": (
         lambda d: save_adapter(tiny_model(text_trained=True), d).parent,
         ValueError,

@@ -196,6 +196,11 @@ def test_ranking_without_an_encoder_of_crops(photo):
         ({"images": "a.png"}, TypeError, "Expected a list of images, got str"),
         ({"images": np.zeros((2, 4, 4, 3), np.uint8)}, TypeError, "got ndarray"),
         ({"points": [[[1, 2]]]}, ValueError, "points with one entry for each of 2 images, got 1"),
+        (
+            {"boxes": sv.Detections(np.array([[1.0, 2, 3, 4]] * 2))},
+            TypeError,
+            "boxes as a list with an entry for each image, got one Detections",
+        ),
         ({"text": [["cat"]]}, ValueError, "text with one entry for each of 2 images, got 1"),
         ({"text": [["cat"], None]}, ValueError, r"images\[1\]: Expected a prompt, got none"),
         ({"text": "cat", "batch_size": 0}, ValueError, "batch_size of at least 1"),

@@ -23,11 +23,13 @@ from typer.testing import CliRunner
 import textsam
 from textsam import deployment
 from textsam.commands.cli import app
+from textsam.deployment import segment
 from textsam.deployment.onnx_export import MASK_DETAIL, TEXT_ENCODER, _export, _export_detail, export_onnx, quantize
 from textsam.deployment.onnx_timing import compare
+from textsam.files.images import read_image
 from textsam.language.small_clip import SmallTextEncoder
 from textsam.language.vocabulary import Vocabulary
-from textsam.prompting.mask_details import Asked, masks_of_photo
+from textsam.prompting.mask_details import Asked, Crop, masks_of_photo
 from textsam.prompting.transforms import ImageGeometry
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
@@ -210,6 +212,44 @@ def test_script_turns_photos_upright_and_writes_names_with_a_slash(
     Image.fromarray(np.rot90(cat_photo)).save("turned.jpg", exif=turned)
     load_script(in_tmp / "exported").main("turned.jpg", "cup/mug")
     assert np.asarray(Image.open("cup-mug.png")).shape == cat_photo.shape[:2]
+
+
+def test_script_reads_photos_as_the_package_does(in_tmp: Path, cat_photo: np.ndarray) -> None:
+    rgba = np.dstack([cat_photo, np.linspace(0, 255, cat_photo.shape[1]).astype(np.uint8)[None].repeat(300, 0)])
+    pictures = {
+        "deep.png": Image.fromarray(cat_photo[..., 0].astype(np.uint16) * 257),
+        "clear.png": Image.fromarray(rgba),
+        "palette.png": Image.fromarray(cat_photo).convert("P"),
+        "grey.png": Image.fromarray(cat_photo[..., 0]),
+        "cmyk.jpg": Image.fromarray(cat_photo).convert("CMYK"),
+    }
+    for name, picture in pictures.items():
+        picture.save(name)
+        found = segment.read_photo(name)
+        assert found.dtype == np.uint8
+        np.testing.assert_allclose(found.astype(int), read_image(name), rtol=0, atol=1, err_msg=name)
+
+
+def test_script_cuts_as_the_package_does() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 900, 3), dtype=np.uint8))
+    for left, top, side in ((-170.3, -420.6, 1000.5), (100.5, 3.25, 30.0), (400.0, 10.0, 300.0)):
+        expected = Crop(left, top, side, 64).of_picture(picture).transpose(2, 0, 1)
+        np.testing.assert_array_equal(segment.cut(picture, left, top, side, 64), expected)
+
+
+def test_script_takes_numbers_of_any_precision(exported: tuple[textsam.TextSam, Path], cat_photo: np.ndarray) -> None:
+    script = load_script(exported[1])
+    image, _ = script.encode_image(cat_photo)
+    coords, labels, side = (
+        np.array([[[40.0, 30.0], [0.0, 0.0]]]),
+        np.array([[1, -1]]),
+        4 * image["image_embeddings"].shape[-1],
+    )
+    results = []
+    for kind in (np.float32, np.float64):
+        text, mask = np.zeros((1, 0, CLIP_DIM), kind), np.ones((1, 1, side, side), kind)
+        results.append(script.decode(image, coords.astype(kind), labels, text, mask)[0])
+    np.testing.assert_array_equal(*results)
 
 
 def words_of_miniature(**sizes: int) -> SmallTextEncoder:

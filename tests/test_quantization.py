@@ -1,6 +1,7 @@
 """The encoder's matrices in eight bits: less memory, nearly the same masks, and clear words where it cannot be."""
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from textsam.checkpoints.loading import load
 from textsam.checkpoints.quantization import quantize_encoder
 from textsam.commands.cli import app
+from textsam.deployment.onnx_export import export_onnx
 
 
 def encoder_bytes(model):
@@ -64,11 +66,23 @@ def test_embeddings_are_cached_by_kind(tmp_path: Path):
             assert cache.hits == hits
 
 
+@pytest.mark.parametrize("kind", ["int8", "int8-dynamic"])  # PyTorch does not read float8's pickles
+def test_pickles(tmp_path: Path, kind: str):
+    tiny_model().save_pretrained(tmp_path / "vit")
+    loaded = load(tmp_path / "vit", device="cpu", quantize=kind)
+    photo = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    expected = loaded.predict(photo, points=[[10, 10]], return_logits=True)
+    found = pickle.loads(pickle.dumps(loaded)).predict(photo, points=[[10, 10]], return_logits=True)
+    assert (found.data["low_res_logits"] == expected.data["low_res_logits"]).all()
+
+
 def test_saving_is_refused(tmp_path: Path):
     tiny_model().save_pretrained(tmp_path / "vit")
     loaded = load(tmp_path / "vit", device="cpu", quantize="int8")
     with pytest.raises(ValueError, match="load the model without quantize"):
         loaded.model.save_pretrained(tmp_path / "small")
+    with pytest.raises(ValueError, match="load without quantize"):
+        export_onnx(loaded, tmp_path / "small")
     assert not (tmp_path / "small").exists()
 
 

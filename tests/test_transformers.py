@@ -20,9 +20,9 @@ from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 import textsam
-from textsam.checkpoints.encoders import deferred_encoders
+from textsam.checkpoints.encoders import EXTRA_NAMES, deferred_encoders, write_extra_names
 from textsam.huggingface.processing import TextSamProcessor
-from textsam.model import TextSamModel
+from textsam.model import TextSamConfig, TextSamModel
 from textsam.predictor import TextSam
 
 TASK = "text-prompted-segmentation"
@@ -133,9 +133,16 @@ def test_hugging_face_dataset(segmenter, sam: TextSam) -> None:
 
     data = datasets.Dataset.from_dict({"image": [Image.fromarray(photo(i)) for i in range(3)]})
     data = data.cast_column("image", datasets.Image())
-    results = list(segmenter(KeyDataset(data, "image"), text="cat", threshold=0.0, batch_size=2))
-    for number, result in enumerate(results):
-        assert_is(result, sam.predict(photo(number), text="cat", threshold=0.0))
+    assert len(segmenter(data, text="cat")) == 3
+    for inputs in (KeyDataset(data, "image"), data, data.to_iterable_dataset()):
+        results = list(segmenter(inputs, text="cat", threshold=0.0, batch_size=2))
+        assert len(results) == 3
+        for number, result in enumerate(results):
+            assert_is(result, sam.predict(photo(number), text="cat", threshold=0.0))
+
+
+def test_no_photos(segmenter) -> None:
+    assert segmenter([], text="cat") == []
 
 
 def test_photos_with_prompts_of_their_own(segmenter, sam: TextSam) -> None:
@@ -223,6 +230,15 @@ def test_from_the_hub(tiny_folder: Path, sam: TextSam, hub: HubServer, tmp_path:
     assert "somebody/small" in repository
     found = pipeline(TASK, model="somebody/small", device="cpu")(photo(), text="cat", threshold=0.0)
     assert_is(found, sam.predict(photo(), text="cat", threshold=0.0))
+
+
+def test_a_processor_from_the_hub_knows_the_names_that_the_model_adds(hub: HubServer, tmp_path: Path) -> None:
+    TextSamConfig.tiny(text_trained=True).save_pretrained(tmp_path / "model")
+    vectors = torch.nn.functional.normalize(torch.ones(1, 512), dim=-1)
+    write_extra_names(tmp_path / "model" / EXTRA_NAMES, ["text line"], vectors, {})
+    hub.add_folder("somebody/lines", tmp_path / "model")
+    processor = TextSamProcessor.from_pretrained("somebody/lines")
+    torch.testing.assert_close(processor.embed(["text line"]), vectors)
 
 
 @pytest.mark.parametrize(

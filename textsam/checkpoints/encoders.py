@@ -24,6 +24,8 @@ EMBEDDED = "textsam-tiny"
 TEXT_ENCODER, CROP_ENCODER = "text_encoder", "crop_encoder"
 # Or it shares those of the embedded model and adds names: `extra` (E, D), and in its metadata `names` and `aliases`.
 EXTRA_NAMES = "extra_names.safetensors"
+# What to fetch of these from the Hub.
+ENCODER_PATTERNS = (f"{TEXT_ENCODER}/*", f"{CROP_ENCODER}/*", EXTRA_NAMES)
 
 
 def packaged_folder(name: str) -> Path:

@@ -27,10 +27,8 @@ from textsam.checkpoints.conversion import (
 )
 from textsam.checkpoints.devices import resolve_device, resolve_dtype
 from textsam.checkpoints.encoders import (
-    CROP_ENCODER,
     EMBEDDED,
-    EXTRA_NAMES,
-    TEXT_ENCODER,
+    ENCODER_PATTERNS,
     deferred_encoders,
     named_encoders,
     packaged_folder,
@@ -181,11 +179,10 @@ def _download(repo_id: str, hub: HubOptions) -> Path:
     """The configuration first: a repository of another kind is refused before its gigabytes are fetched."""
     folder = download(repo_id, ["config.json", ADAPTER_FILE], hub)
     _read_config(folder, repo_id)
-    encoders = [f"{TEXT_ENCODER}/*", f"{CROP_ENCODER}/*", EXTRA_NAMES]
     safe, pickled = WEIGHTS_PATTERNS
-    folder = download(repo_id, ["config.json", *safe, *encoders], hub)
+    folder = download(repo_id, ["config.json", *safe, *ENCODER_PATTERNS], hub)
     if not any(folder.glob("*.safetensors")):
-        folder = download(repo_id, ["config.json", *pickled, *encoders], hub)
+        folder = download(repo_id, ["config.json", *pickled, *ENCODER_PATTERNS], hub)
     return folder
 
 
@@ -223,6 +220,8 @@ def _read_file(path: Path) -> Checkpoint:
     tensors = read_tensors(path)
     if any(name.startswith("vision_encoder.") for name in tensors):
         raise ValueError(f"{path} is a SamModel of transformers; pass its folder, whose config.json is needed too.")
+    if "prompt_encoder.text_embed.weight" in tensors:  # shapes do not tell whether text is trained, nor its CLIP
+        raise ValueError(f"{path} is a model of TextSAM; pass its folder, whose config.json is needed too.")
     try:
         return Checkpoint(str(path), config_from_state_dict(tensors), tensors, folder=None)
     except ValueError as error:
@@ -234,6 +233,13 @@ def _with_adapter(checkpoint: Checkpoint, adapter: str | os.PathLike[str], hub: 
     path_or_id, _, revision = os.fspath(adapter).partition("@")
     named = bool(revision) and is_repo_id(path_or_id) and not Path(adapter).exists()
     fields, tensors = read_adapter(path_or_id if named else adapter, replace(hub, revision=revision if named else None))
+    other = {name: fields[name] for name in ("clip_name", "clip_pretrained")}
+    own = {name: getattr(checkpoint.config, name) for name in other}
+    if checkpoint.config.similarity_head and other != own:  # the head and the small encoders stay those of its own
+        raise ValueError(
+            f"The adapter {os.fspath(adapter)} is for {other}, but {checkpoint.source} speaks {own} only: give one of "
+            "that CLIP."
+        )
     bare = _without_text(checkpoint, {**fields, "text_trained": True})
     source = f"{checkpoint.source} with the adapter {os.fspath(adapter)}"
     return replace(bare, source=source, state_dict={**bare.state_dict, **tensors})

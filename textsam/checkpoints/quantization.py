@@ -43,3 +43,5 @@ def quantize_encoder(model: TextSamNetwork, kind: str) -> None:
         raise ImportError(f'quantize="{kind}" needs torchao: pip install "textsam[quantize]"') from error
     with torch.no_grad():
         torchao.quantize_(blocks, getattr(torchao, KINDS[kind])())
+    for layer in blocks.modules():  # torchao's description of a layer, which cannot be pickled
+        vars(layer).pop("extra_repr", None)

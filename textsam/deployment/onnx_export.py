@@ -56,13 +56,16 @@ def export_onnx(
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is missing, naming the extra to install.
         FileExistsError: the folder holds something else under the names of an export, such as the model itself.
-        ValueError: the model takes the dense form of a text prompt, which needs its CLIP's image tower.
+        ValueError: the model takes the dense form of a text prompt, which needs its CLIP's image tower; or it is
+            quantised.
     """
     if sam.network.config.dense_text:
         raise ValueError(
             "A model with dense_text cannot be exported: its CLIP's image tower looks at every photo, and is not among "
             "the graphs; train the text prompt without prompt.dense for that."
         )
+    if any(hasattr(parameter, "__tensor_flatten__") for parameter in sam.network.parameters()):
+        raise ValueError("Expected plain weights to export, got quantised ones: load without quantize, use int8=True.")
     _require("onnx", "onnxscript", "onnxruntime")
     folder = Path(folder)
     there = [name for name in ("config.json", SCRIPT) if (folder / name).exists()]

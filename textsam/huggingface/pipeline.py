@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.pt_utils import PipelineDataset
 
 from textsam.checkpoints.devices import resolve_dtype
 from textsam.checkpoints.loading import EMBEDDED
@@ -69,14 +70,14 @@ class TextPromptedSegmentationPipeline(Pipeline):
         # transformers makes batches for those pipelines that have an image processor.
         super().__init__(model=self.sam.model, image_processor=processor.image_processor, **kwargs)
         self.processor = processor
-        if not isinstance(model, TextSam) and kwargs.get("dtype") in (None, "auto"):  # weights are stored in float16
+        if not isinstance(model, TextSam) and kwargs.get("dtype") in (None, "auto"):  # weights are as stored
             self.sam.network.to(resolve_dtype(None, self.device, self.sam.network.config.encoder_type))
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """
         Args:
             inputs: a photo as `textsam.files.images.read_image` takes it, or a dict of "image" and prompts of its own;
-                a list, generator or `Dataset` of these.
+                a list, generator or `Dataset` (of PyTorch or of Hugging Face) of these.
             text, points, point_labels, boxes, mask_input, negative_text, multimask_output, max_instances, threshold: as
                 `TextSam.predict`, for photos without a prompt of their own.
             batch_size: photos in one call of the encoder. num_workers: processes that read photos.
@@ -87,6 +88,10 @@ class TextPromptedSegmentationPipeline(Pipeline):
         Raises:
             ValueError, TypeError: as `TextSam.predict`.
         """
+        if isinstance(inputs, list) and not inputs:  # of which transformers would look at the first
+            return []
+        if hasattr(inputs, "to_iterable_dataset"):  # transformers, which knows PyTorch's, takes it for a photo
+            inputs = PipelineDataset(inputs, dict, {})
         return super().__call__(inputs, **kwargs)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, ProcessorMixin
 
-from textsam.checkpoints.encoders import CROP_ENCODER, TEXT_ENCODER, deferred_encoders, packaged_folder, small_encoders
+from textsam.checkpoints.encoders import (
+    CROP_ENCODER,
+    ENCODER_PATTERNS,
+    TEXT_ENCODER,
+    deferred_encoders,
+    packaged_folder,
+    small_encoders,
+)
 from textsam.checkpoints.hub import HubOptions, download
 from textsam.checkpoints.loading import PACKAGED
 from textsam.config import NetworkConfig
@@ -75,8 +82,7 @@ class TextSamProcessor(ProcessorMixin):
         elif name in PACKAGED:
             folder = packaged_folder(name)
         else:
-            files = [PROCESSOR_FILE, CONFIG_FILE, f"{TEXT_ENCODER}/*", f"{CROP_ENCODER}/*"]
-            folder = download(name, files, HubOptions.of(options))
+            folder = download(name, [PROCESSOR_FILE, CONFIG_FILE, *ENCODER_PATTERNS], HubOptions.of(options))
         if (folder / PROCESSOR_FILE).is_file():
             fields = json.loads((folder / PROCESSOR_FILE).read_text("utf-8"))
             sizes = {key: value for key, value in fields["image_processor"].items() if key != "image_processor_type"}

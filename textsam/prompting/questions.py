@@ -32,16 +32,16 @@ class Question:
 
 
 def ask(
-    text: Any,
-    points: Any,
-    point_labels: Any,
-    boxes: Any,
-    mask_input: Any,
-    negative_text: Any,
-    multimask_output: bool,
-    max_instances: Any,
-    threshold: Any,
-    return_logits: bool,
+    text: Any = None,
+    points: Any = None,
+    point_labels: Any = None,
+    boxes: Any = None,
+    mask_input: Any = None,
+    negative_text: Any = None,
+    multimask_output: bool = False,
+    max_instances: Any = None,
+    threshold: Any = None,
+    return_logits: bool = False,
 ) -> Question:
     """Check the arguments of `TextSam.predict` against each other.
 
@@ -93,9 +93,12 @@ def spread_prompts(count: int, text: Any, *geometric: Sequence[Any] | None) -> l
     """
     shared = text is None or isinstance(text, str) or all(isinstance(item, str) for item in text)
     columns = [[text] * count if shared else list(text)]
-    for values in geometric:
+    names = ("text", "points", "point_labels", "boxes", "mask_input")
+    for name, values in zip(names[1:], geometric, strict=True):
+        if hasattr(values, "xyxy"):  # a detector's result, which is a sequence, too
+            raise TypeError(f"Expected {name} as a list with an entry for each image, got one {type(values).__name__}.")
         columns.append([None] * count if values is None else list(values))
-    for name, column in zip(("text", "points", "point_labels", "boxes", "mask_input"), columns, strict=True):
+    for name, column in zip(names, columns, strict=True):
         if len(column) != count:
             raise ValueError(
                 f"Expected {name} with one entry for each of {count} images, got {len(column)}: "
