@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -219,12 +220,22 @@ def test_what_is_of_no_run_is_not_replaced(run: Callable, folder: Path) -> None:
         Path(place).write_text("mine")
         result = run(*arguments)
         assert result.exit_code == 1
-        assert "exists, and no records of a run: give another --out, or --overwrite" in result.stderr
+        assert "no record says that a run wrote it: remove it, give another --out, or --overwrite" in result.stderr
         assert [path for path in Path("own").rglob("*") if path.is_file()] == [Path(place)]
         shutil.rmtree("own")
     Path("own/masks/a").mkdir(parents=True)
     assert "3 pictures, 1 failed" in run(*arguments, "--overwrite").stdout
     assert "3 done before" in run(*arguments).stdout
+    # Nor in a later run, under the name of a picture that came later.
+    Image.new("RGB", (80, 80)).save(folder / "new.png")
+    for place in ("own/masks/new/mine.png", "own/overlays/new.png"):
+        Path(place).parent.mkdir(exist_ok=True)
+        Path(place).write_text("mine")
+        assert "new" in run(*arguments).stderr
+        assert Path(place).read_text() == "mine"
+        Path(place).unlink()
+    Path("own/masks/new").rmdir()
+    assert "4 pictures, 3 done before" in run(*arguments).stdout
 
 
 def change_a_weight(path: str) -> None:
@@ -281,6 +292,25 @@ def test_interrupted_run_resumes(folder: Path) -> None:
     summary = run_images(paths, Path("result"), segment, settings={})
     assert (summary.skipped, summary.done) == (1, 1)
     assert len(done) == 3
+
+
+@pytest.mark.parametrize("step", ["write_png", "write_masks"])
+def test_a_picture_of_which_half_was_written_is_done_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def segment(image: np.ndarray) -> sv.Detections:
+        mask = np.ones((1, *image.shape[:2]), bool)
+        return sv.Detections(xyxy=sv.mask_to_xyxy(mask).astype(np.float32), mask=mask)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"textsam.files.runs.{step}", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_images([folder / "a.png"], Path("result"), segment, settings={})
+    summary = run_images([folder / "a.png"], Path("result"), segment, settings={})
+    assert (summary.skipped, summary.done, len(summary.failures)) == (0, 1, 0)
 
 
 @pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])
@@ -395,6 +425,15 @@ def test_demo(tiny_folder: Path, in_tmp: Path) -> None:
             assert overlay.size == size
     count = sum(1 for path in Path("demo/masks").rglob("*.png"))
     assert count == len(document["annotations"])
+    assert CliRunner().invoke(app, ["demo", "--model", str(tiny_folder)]).exit_code == 0
+    for place in ("annotations.json", "overlays/coffee.png", "masks/chelsea/mine.png"):
+        path = Path("own", place)
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        result = CliRunner().invoke(app, ["demo", "--model", str(tiny_folder), "--out", "own"])
+        assert "exists, and is of no demo: give another --out." in result.output
+        assert [file for file in Path("own").rglob("*") if file.is_file()] == [path]
+        shutil.rmtree("own")
 
 
 def test_info(tiny_folder: Path) -> None:

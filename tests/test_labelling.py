@@ -4,7 +4,9 @@ import io
 import json
 import os
 import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -117,6 +119,55 @@ def test_sources_give_the_same_pictures(photos: Path) -> None:
     memory.rm("/bucket", recursive=True)
 
 
+def test_archives_are_sources(photos: Path) -> None:
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        for path in sorted(photos.rglob("*.png")):
+            archive.write(path, path.relative_to(photos.parent).as_posix())
+        archive.writestr("tables/table.parquet", _table_bytes())
+    Path("list.txt").write_text("zip://photos/0.png::photos.zip\nzip://photos/deep/1.png::photos.zip\n")
+    sources = {
+        "zip://::photos.zip": 8,
+        "zip://photos::photos.zip": 7,
+        "zip://photos/*.png::photos.zip": 4,
+        "zip://photos/0.png::file://" + str(Path("photos.zip").resolve()): 1,
+        "simplecache::zip://photos::photos.zip": 7,
+        "zip://tables::photos.zip": 1,
+        "list.txt": 2,
+    }
+    for source, count in sources.items():
+        references = list_pictures(source)
+        assert len(references) == count, source
+        assert all(PictureReader().read(reference).shape == (40, 56, 3) for reference in references), source
+    assert [reference.key for reference in list_pictures("zip://photos::photos.zip")][-1] == "deep/5.png"
+
+
+def _table_bytes() -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image": [png(pixels(1))]}), buffer)
+    return buffer.getvalue()
+
+
+def test_errors_of_suppliers_stop_nothing(photos: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("broken.zip").write_bytes(b"PK\3\4")
+    Path("list.txt").write_text("zip://0.png::broken.zip\nmemory://nowhere/a.png\nmemory://cut/a.png\nphotos/0.png\n")
+
+    def cut_off(files: Any, path: str) -> bytes:
+        raise ClientPayloadError("Response payload is not completed") if "cut" in path else FileNotFoundError(path)
+
+    class ClientPayloadError(Exception):
+        """As aiohttp's: no OSError."""
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", cut_off)
+    result = label(tiny_folder, "list.txt", "--out", "out")
+    assert result.exit_code == 1
+    assert "in 1 picture, " in result.output
+    assert "zip://0.png::broken.zip cannot be read (BadZipFile: File is not a zip file)." in result.output
+    assert "There is no file memory://nowhere/a.png." in result.output
+    assert "memory://cut/a.png cannot be read (ClientPayloadError: Response payload is not" in result.output
+    result = label(tiny_folder, "zip://::broken.zip", "--out", "other")
+    assert "textsam: zip://::broken.zip cannot be read (BadZipFile" in result.output
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -124,11 +175,16 @@ def test_sources_give_the_same_pictures(photos: Path) -> None:
         ("empty", "No pictures in empty"),
         ("words.parquet", "has no column of image bytes, but word"),
         ("hash.parquet", "Row 0, column 'hash': the bytes given"),
+        ("cut.parquet", "cut.parquet is not a whole parquet file: Parquet file size is 0 bytes"),
+        ("cut.json", "cut.json is not a JSON file: Expecting"),
+        ("memory://bucket/set.json", "Expected a COCO file on this machine"),
         ("numbers.json", "expected a file_name of each image as text, got 7"),
     ],
 )
 def test_sources_without_pictures(in_tmp: Path, source: str, message: str) -> None:
     Path("empty").mkdir()
+    Path("cut.parquet").touch()
+    Path("cut.json").touch()
     pq.write_table(pa.table({"hash": [b"\0\1"]}), "hash.parquet")
     Path("numbers.json").write_text(json.dumps({"images": [{"id": 1, "file_name": 7}]}))
     pq.write_table(pa.table({"word": ["cat"]}), "words.parquet")
@@ -136,11 +192,12 @@ def test_sources_without_pictures(in_tmp: Path, source: str, message: str) -> No
         PictureReader().read(list_pictures(source)[0])
 
 
-@pytest.mark.parametrize("name", ["Photo", "struct"])
+@pytest.mark.parametrize("name", ["Photo", "view", "struct"])
 def test_the_column_of_pictures_is_told_from_other_bytes(in_tmp: Path, name: str) -> None:
     data = png(pixels(1))
-    column = pa.array([data]) if name == "Photo" else pa.array([{"bytes": data}])
-    pq.write_table(pa.table({"hash": [b"\0\1"], name: column}), "table.parquet")
+    column = {"struct": pa.array([{"bytes": data}]), "view": pa.array([data], pa.binary_view())}.get(name, [data])
+    others = {"key": [7]} if name == "view" else {"hash": [b"\0\1"]}
+    pq.write_table(pa.table({**others, name: column}), "table.parquet")
     np.testing.assert_array_equal(PictureReader().read(list_pictures("table.parquet")[0]), pixels(1))
 
 
@@ -224,7 +281,7 @@ def test_a_second_run_adds_what_is_new_and_refuses_other_classes(
     photos: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     label(tiny_folder, photos, "--out", "out", "--shard-size", 3)
-    broken = RunFolder("out").shard_path(next(i for i in range(3) if not RunFolder("out").is_done(i)))
+    broken = RunFolder("out").shard_path(next(i for i in range(3) if RunFolder("out").left(i, 3)))
     before = {path: path.stat().st_mtime_ns for path in Path("out/shards").iterdir() if path != broken}
     (photos / "0-new.png").write_bytes(png(pixels(20)))
     result = label(tiny_folder, photos, "--out", "out", "--shard-size", 3)
@@ -241,6 +298,30 @@ def test_a_second_run_adds_what_is_new_and_refuses_other_classes(
     assert "begun with other settings (classes)" in result.output
     monkeypatch.setattr("textsam.labelling.step.weights_identity", lambda *names: "others")
     assert "begun with other settings (classes, weights)" in label(tiny_folder, photos, "--out", "out").output
+
+
+def test_what_was_mistaken_before_the_first_shard_can_be_mended(photos: Path, tiny_folder: Path) -> None:
+    Path("classes.txt").write_text("cat\nqwertyzz\n")
+    assert "does not know 'qwertyzz'" in label(tiny_folder, photos, "--out", "out").output
+    Path("classes.txt").write_text(CLASSES)
+    assert "in 7 pictures" in label(tiny_folder, photos, "--out", "out").output
+
+
+def test_runs_into_one_folder_gather_at_once(photos: Path, tiny_folder: Path) -> None:
+    label(tiny_folder, photos, "--out", "out", "--shard-size", 3)
+    whole, folder = Path("out/annotations.json").read_bytes(), RunFolder("out")
+    images = folder._images
+
+    def meanwhile(*arguments: Any) -> Any:
+        yield from images(*arguments)
+        RunFolder("out").gather(range(3), ["cat", "dog"])
+
+    folder._images = meanwhile  # type: ignore[method-assign]
+    folder.gather(range(3), ["cat", "dog"])
+    assert json.loads(Path("out/annotations.json").read_bytes())["images"] == json.loads(whole)["images"]
+    assert {path.name for path in Path("out").iterdir()} == {
+        "annotations.json", "errors.parquet", "manifest.parquet", "settings.json", "shards",
+    }  # fmt: skip
 
 
 def test_stopped_and_started_again_loses_and_doubles_nothing(photos: Path, tiny_folder: Path) -> None:

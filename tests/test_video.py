@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import Colorspace
 from miniatures import HashedWords, mobile_miniature
 from typer.testing import CliRunner
 
@@ -110,6 +111,35 @@ def test_frames_stay_in_order_where_a_file_does_not_say_their_times(tmp_path: Pa
     times, frames = decoded(tmp_path / out)
     assert (np.diff(times) > 0).all()
     np.testing.assert_allclose([frame.mean() for frame in frames], [frame.mean() for frame in brighter], atol=4)
+
+
+def test_avi_tells_the_rate(tmp_path: Path) -> None:
+    """It has no times, and the fine ones of MP4 and Matroska are not its frames."""
+    for name in ("in.mp4", "in.mkv"):
+        source = write_video(tmp_path / name, squares(), TIMES)
+        rewrite_video(source, tmp_path / "out.avi", lambda frame: frame)
+        there, here = read_facts(source), read_facts(tmp_path / "out.avi")
+        assert here.frame_rate == pytest.approx(there.frame_rate, abs=0.05)
+        assert here.frames <= 12
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_pixels_keep_their_shape_and_say_their_colours(tmp_path: Path, suffix: str) -> None:
+    with av.open(str(tmp_path / "wide.mp4"), "w") as container:
+        stream = container.add_stream(CODEC, rate=12)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 11)
+        stream.codec_context.colorspace = Colorspace.ITU709
+        for pixels in squares():
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)))
+        container.mux(stream.encode())
+    rewrite_video(tmp_path / "wide.mp4", tmp_path / f"out{suffix}", lambda frame: frame)
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+        assert next(container.decode(video=0)).colorspace == Colorspace.ITU601
+    for new, old in zip(decoded(tmp_path / f"out{suffix}")[1], squares(), strict=True):
+        assert abs(new.astype(int) - old).mean() < 3
 
 
 def test_odd_sides_are_filled_up(tmp_path: Path) -> None:
@@ -366,6 +396,35 @@ def test_command(track: str, in_tmp: Path, cat_photo: np.ndarray) -> None:
         refused = CliRunner().invoke(app, [*words[:4], "--out", "new.mp4", "--records", wrong, "--overwrite"])
         assert refused.exit_code == 2
         assert "one of the videos" in refused.output
+
+
+def test_records_cut_off_anywhere_go_on(tmp_path: Path) -> None:
+    frame, path = squares(1)[0], tmp_path / "records.jsonl"
+    found = to_detections(
+        frame[None, :, :, 0] > 200,
+        confidence=np.float32([0.5]),
+        class_id=np.zeros(1, int),
+        class_names=["red"],
+        data={},
+    )
+    found.tracker_id = np.ones(1, np.int64)
+
+    def record() -> int:
+        records = FrameRecords(path, {"of": "this"})
+        for number in range(records.count, 3):
+            records.add(frame, number, found)
+        records.close()
+        return records.count
+
+    assert record() == 0
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        assert record() == max(whole[:size].count(b"\n") - 1, 0)
+        assert path.read_bytes() == whole
+    path.write_bytes(b"mine")
+    with pytest.raises(ValueError, match="no record of this video"):
+        record()
 
 
 def test_command_keeps_the_records_where_there_is_no_folder(in_tmp: Path) -> None:

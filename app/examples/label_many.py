@@ -22,7 +22,7 @@ settings = LabelSettings(classes=("cat = cat | kitten", "cup", "rocket @ 0.3"))
 folder = RunFolder("labels")
 folder.check_settings(settings.identity())
 sizes = folder.plan(list_pictures("photos"), shard_size=2)
-todo = [shard for shard in sizes if not folder.is_done(shard)]
+todo = [shard for shard, size in sizes.items() if folder.left(shard, size)]
 
 # %% Here, or on the workers of Ray: `python label_many.py ray`; RayOptions("ray://head:10001") is a cluster.
 if "ray" in sys.argv:

@@ -22,10 +22,12 @@ from textsam.commands.options import (
     Dtype,
     Format,
     Model,
+    NegativeText,
     Out,
     Overwrite,
     Quantize,
     Source,
+    Threshold,
     geometry,
     parse_names,
 )
@@ -94,10 +96,7 @@ def segment(
         list[str] | None,
         typer.Option("--text", metavar="TEXT", help="What to find; repeatable or comma-separated."),
     ] = None,
-    negative_text: Annotated[
-        list[str] | None,
-        typer.Option("--negative-text", metavar="TEXT", help="What not to find instead; as --text."),
-    ] = None,
+    negative_text: NegativeText = None,
     point: Annotated[
         list[str] | None,
         typer.Option("--point", metavar="X,Y[,0|1]", help="A pixel of the object; with 0 of what is not; repeatable."),
@@ -115,9 +114,7 @@ def segment(
     device: Device = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
-    threshold: Annotated[
-        float | None, typer.Option("--threshold", min=0, max=1, help="Least confidence. Default: the model's own.")
-    ] = None,
+    threshold: Threshold = None,
     max_instances: Annotated[
         int | None, typer.Option("--max-instances", min=1, help="At most so many objects for each text.")
     ] = None,

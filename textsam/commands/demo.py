@@ -40,11 +40,19 @@ def run_demo(out: Path, console: Console, model: str | None = None) -> None:
     """Writes overlays, masks and `annotations.json` under `out`, and prints what was found.
 
     Args:
+        out: may hold a former demo, which is replaced.
         model: anything that `textsam.load` takes; None for the embedded model.
+    Raises:
+        FileExistsError: `out` holds other files under the names to be written.
     """
     from textsam.checkpoints.loading import load
 
     photos = demo_photos()
+    places = [f"{folder}/{name}" for name, _, _ in photos for folder in ("photos", "overlays", "masks")]
+    places = ["annotations.json", *(place if "masks" in place else f"{place}.png" for place in places)]
+    there = [out / place for place in places if (out / place).exists()]
+    if there and out / "photos" / f"{photos[0][0]}.png" not in there:  # which a demo writes first
+        raise FileExistsError(f"{there[0]} exists, and is of no demo: give another --out.")
     started = time.perf_counter()
     sam = load(model)
     loading = time.perf_counter() - started

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from textsam.commands.options import Adapter, Cache, Clip, Device, Dtype, Model, Out
-from textsam.commands.run import console, count_of, errors
+from textsam.commands.run import console, count_of, errors, progress_bar
 
 MAX_ERRORS_SHOWN = 10
 
@@ -20,7 +19,7 @@ def label(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder, glob, COCO .json, .txt of addresses, .parquet, a URL of these (s3://...), or datasets:NAME.",
+            help="Folder, glob, .txt of addresses, .parquet, a URL of these (s3://...), COCO .json, or datasets:NAME.",
         ),
     ],
     classes: Annotated[
@@ -106,8 +105,7 @@ def run_label(
     todo = [shard for shard, count in left.items() if count]
     total, before = sum(sizes.values()), sum(sizes.values()) - sum(left.values())
     started = time.perf_counter()
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=total, completed=before)
         done = failed = 0
 
@@ -117,12 +115,16 @@ def run_label(
             rate = done / (time.perf_counter() - started)
             progress.update(task, completed=before + done, description=f"{rate:.1f} pictures/s, {failed} failed")
 
-        if todo and ray_options is None:
-            for _ in run_local(settings, str(out), todo, lambda good: advance(int(good), int(not good))):
-                pass
-        elif todo and ray_options is not None:
-            for good, bad in run_ray(settings, str(out.resolve()), todo, RayOptions(*ray_options)):
-                advance(good, bad)
+        try:
+            if todo and ray_options is None:
+                for _ in run_local(settings, str(out), todo, lambda good: advance(int(good), int(not good))):
+                    pass
+            elif todo and ray_options is not None:
+                for good, bad in run_ray(settings, str(out.resolve()), todo, RayOptions(*ray_options)):
+                    advance(good, bad)
+        except Exception:
+            folder.forget_settings()
+            raise
     seconds = time.perf_counter() - started
     pictures, objects, bad_rows = folder.gather(list(sizes), names, coco=coco)
     stored = sum(folder.shard_path(shard).stat().st_size for shard in sizes)

@@ -34,6 +34,12 @@ Quantize = Annotated[
     Literal["int8", "int8-dynamic", "float8"] | None,
     typer.Option("--quantize", help="A ViT's matrices in eight bits, through torchao.", show_default=False),
 ]
+NegativeText = Annotated[
+    list[str] | None, typer.Option("--negative-text", metavar="TEXT", help="What not to find instead; as --text.")
+]
+Threshold = Annotated[
+    float | None, typer.Option("--threshold", min=0, max=1, help="Least confidence. Default: the model's own.")
+]
 Format = Annotated[
     Literal["coco", "yolo", "voc"] | None,
     typer.Option("--format", help="Also write DIR/dataset in this form.", show_default=False),

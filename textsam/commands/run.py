@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +64,8 @@ def check_question(sam: TextSam, options: dict[str, Any]) -> None:
     """Finds options that do not go together before the first picture, rather than once for each."""
     from textsam.prompting.questions import ask
 
-    flags = {"multimask_output": False, "return_logits": False}
-    arguments: dict[str, Any] = dict.fromkeys(inspect.signature(ask).parameters) | flags | options
     try:
-        question = ask(**arguments)
+        question = ask(**options)
         if sam.text_reader is not None:
             sam.text_reader.levels_asked(question.texts, question.negative_texts)
     except (TypeError, ValueError) as error:
@@ -79,12 +76,17 @@ def file_stamp(path: Path | None) -> list[Any] | None:
     return None if path is None else [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
 
 
+def progress_bar(text: str = "{task.description}") -> Progress:
+    """On stderr, where somebody looks; gone when all is done."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn(text))
+    return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+
+
 def run(paths: list[Path], out: Path, predict: Callable[[RgbImage], sv.Detections], **options: Any) -> None:
     """Runs over the pictures under a progress bar and reports; exit code 1 when any failed."""
     from textsam.files.runs import run_images
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=len(paths))
 
         def advance(path: Path, outcome: str) -> None:
@@ -98,7 +100,7 @@ def run(paths: list[Path], out: Path, predict: Callable[[RgbImage], sv.Detection
 
 def print_summary(summary: RunSummary, out: Path) -> None:
     """A table of the objects of one picture, or of the pictures; then the failures, one sentence each on stderr."""
-    objects = [a for record in summary.records for a in record.annotations if a["area"]]
+    objects = [annotation for record in summary.records for annotation in record.objects]
     if objects and len(summary.records) == 1:
         console.print(object_table(objects))
     counts = [f"{count_of(len(objects), 'object')} in {count_of(len(summary.records), 'picture')}"]

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from textsam.commands.options import Adapter, Clip, Device, Dtype, Model, parse_names
-from textsam.commands.run import check_words, console, count_of, errors, load
+from textsam.commands.options import Adapter, Clip, Device, Dtype, Model, NegativeText, Threshold, parse_names
+from textsam.commands.run import check_words, console, count_of, load, progress_bar
 
 if TYPE_CHECKING:
     from textsam.files.images import RgbImage
@@ -23,10 +22,7 @@ def video(
     source: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video file.")],
     text: Texts,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The new video, such as out.mp4.")],
-    negative_text: Annotated[
-        list[str] | None,
-        typer.Option("--negative-text", metavar="TEXT", help="What not to find instead; as --text."),
-    ] = None,
+    negative_text: NegativeText = None,
     track: Annotated[
         Literal["bytetrack", "mask"],
         typer.Option("--track", help="Ask every frame and join boxes; or let each mask prompt the next frame."),
@@ -39,9 +35,7 @@ def video(
     adapter: Adapter = None,
     device: Device = None,
     dtype: Dtype = None,
-    threshold: Annotated[
-        float | None, typer.Option("--threshold", min=0, max=1, help="Least confidence. Default: the model's own.")
-    ] = None,
+    threshold: Threshold = None,
     sound: Annotated[bool, typer.Option(help="Copy the sound, untouched.")] = True,
     records: Annotated[
         Path | None,
@@ -104,8 +98,7 @@ def video(
         return draw_overlay(frame, found)
 
     started = time.perf_counter()
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("frames"))
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    with progress_bar("frames") as progress:
         task = progress.add_task("", total=facts.frames)
         try:
             count = rewrite_video(source, out, change, sound=sound, on_frame=lambda: progress.advance(task))

@@ -8,16 +8,24 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that a reader, or a crash, never meets half of it. Missing folders are made."""
+    with opened_atomically(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def opened_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """A file to fill; when the block ends well it takes the place of `path`. Missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}-")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
+            yield file
+        os.chmod(temporary, 0o666 & ~umask())  # mkstemp makes private files
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -42,7 +50,8 @@ def folder_written_atomically(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """What the process takes off the permissions of new files."""
     mask = os.umask(0)  # there is no way to read it without setting it
     os.umask(mask)
     return mask

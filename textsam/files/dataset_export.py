@@ -46,7 +46,7 @@ def write_dataset(
         (new / "images").mkdir()
         copies = [_copy_picture(path, new / "images", name) for path, name, _ in pictures]
         records = [
-            ImageRecord(copy.name, record.width, record.height, [a for a in record.annotations if a["area"]])
+            ImageRecord(copy.name, record.width, record.height, record.objects)
             for copy, (_, _, record) in zip(copies, pictures, strict=True)
         ]
         if format == "coco":

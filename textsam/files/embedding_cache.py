@@ -53,20 +53,17 @@ class EmbeddingCache:
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The tensors that were put under the key, on the CPU; None when there are none any more."""
-        path = self._path(key)
+        path, tensors = self._path(key), None
         try:
             tensors = load(path.read_bytes())
+            os.utime(path)  # used now
         except OSError:
-            tensors = None
+            pass  # not there, thrown out meanwhile, or a folder that may only be read
         except (SafetensorError, ValueError):  # cut off or overwritten by somebody else
             with suppress(OSError):  # a folder that may only be read
                 path.unlink()
-            tensors = None
         self.hits += tensors is not None
         self.misses += tensors is None
-        if tensors is not None:
-            with suppress(OSError):  # thrown out meanwhile, or a folder that may only be read
-                os.utime(path)  # used now
         return tensors
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:

@@ -41,6 +41,11 @@ class ImageRecord:
     height: int
     annotations: list[dict[str, Any]]
 
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        """The annotations whose masks have a pixel: the others are nothing to other tools."""
+        return [annotation for annotation in self.annotations if annotation["area"]]
+
 
 def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=1, allow_nan=False).encode())
@@ -150,9 +155,7 @@ def coco_document(records: Sequence[ImageRecord], categories: Sequence[str]) -> 
     annotations: list[dict[str, Any]] = []
     for image_id, record in enumerate(records, start=1):
         images.append({"id": image_id, "file_name": record.file_name, "width": record.width, "height": record.height})
-        for annotation in record.annotations:
-            if not annotation["area"]:
-                continue
+        for annotation in record.objects:
             rest = {key: value for key, value in annotation.items() if key != "category_name"}
             ids = {"id": len(annotations) + 1, "image_id": image_id}
             annotations.append({**ids, "category_id": category_ids[annotation["category_name"]], **rest})

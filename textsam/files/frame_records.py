@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from textsam.files.export import image_record
+from textsam.files.export import SCORES, image_record
 from textsam.files.images import RgbImage
 from textsam.files.rle import decode_mask
 from textsam.prompting.detections import to_detections
@@ -38,11 +38,11 @@ class FrameRecords:
         if path.exists():
             with path.open("rb") as file:
                 header = file.readline()
-                if header and header != first:
+                if not first.startswith(header):  # of which a crash may have left a part, or nothing
                     raise ValueError(
                         f"{path} is no record of this video with these options; give another name, or --overwrite."
                     )
-                end = len(header)
+                end = len(header) if header == first else 0
                 for line in file:
                     if not _is_whole(line, self.count):
                         break
@@ -86,7 +86,7 @@ def _is_whole(line: bytes, number: int) -> bool:
 def _detections(line: dict[str, Any]) -> sv.Detections:
     rows = line["annotations"]
     masks = [decode_mask(row["segmentation"]) for row in rows]
-    keys = [key for key in ("predicted_iou", "stability_score", "presence") if all(key in row for row in rows)]
+    keys = [key for key in SCORES if all(key in row for row in rows)]
     found = to_detections(
         np.array(masks, bool).reshape(-1, line["height"], line["width"]),
         confidence=np.array([row["score"] for row in rows], np.float32),

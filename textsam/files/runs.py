@@ -1,8 +1,8 @@
 """Many pictures, one after the other: resumable, and a broken file stops nothing.
 
 For every picture `photo.jpg` the output folder holds `overlays/photo.png`, `masks/photo/000-cat.png` ... and
-`records/photo.json`, which is written last: a picture with a record is done. `annotations.json` (COCO) and, on
-request, `dataset/` gather all pictures of the run.
+`records/photo.json`, which is begun before them and whole after them: a picture with a whole record is done.
+`annotations.json` (COCO) and, on request, `dataset/` gather all pictures of the run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,14 +75,14 @@ def run_images(
     Returns:
         what was done; failed pictures are in `failures` with one sentence each.
     Raises:
-        FileExistsError: the first run into `out` would replace something.
+        FileExistsError: `out` holds, under the names to be written, what no run wrote.
     """
     summary = RunSummary()
     named: list[tuple[Path, str, ImageRecord]] = []
     names = output_names(paths)
-    places = ["annotations.json"] + ["dataset"] * (dataset_format is not None)
-    places += [place for name in names for place in (f"masks/{name}", f"overlays/{name}.png")]
-    begin_run(out, [] if overwrite else [out / place for place in places])
+    gathered = [out / place for place in ["annotations.json"] + ["dataset"] * (dataset_format is not None)]
+    foreign = [place for name in names for place in _outputs(out, name) if _is_foreign(place, _record_path(out, name))]
+    begin_run(out, [] if overwrite else gathered, [] if overwrite else foreign)
     for path, name in zip(paths, names, strict=True):
         try:
             identity = {"settings": settings, "source": file_identity(path)}
@@ -108,10 +109,11 @@ def run_images(
 def output_names(paths: Sequence[Path]) -> list[str]:
     """A unique name for each picture's outputs: the file name without suffix, with it where two would be alike."""
     stems = [path.stem for path in paths]
+    counts = Counter(stems)
     taken: set[str] = set()
     names = []
     for path, stem in zip(paths, stems, strict=True):
-        name = _file_stem(stem if stems.count(stem) == 1 else path.name.replace(".", "_"))
+        name = _file_stem(stem if counts[stem] == 1 else path.name.replace(".", "_"))
         while name.lower() in taken:  # some file systems do not tell capitals apart
             name += "_"
         taken.add(name.lower())
@@ -119,17 +121,21 @@ def output_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def begin_run(out: Path, places: Iterable[Path]) -> None:
-    """Makes the folder of records: from here on what lies beside it is taken to be of a run.
+def begin_run(out: Path, places: Sequence[Path], foreign: Sequence[Path] = ()) -> None:
+    """Makes the folder of records: from here on `places` beside it are taken to be of a run.
 
     Args:
         places: to be written; in the first run nothing may be there yet.
+        foreign: to be written in any run, and there already, of no run.
     Raises:
         FileExistsError: something is.
     """
     there = [] if (out / "records").is_dir() else [place for place in places if place.exists()]
+    there += foreign
     if there:
-        raise FileExistsError(f"{there[0]} exists, and no records of a run: give another --out, or --overwrite.")
+        raise FileExistsError(
+            f"{there[0]} exists, and no record says that a run wrote it: remove it, give another --out, or --overwrite."
+        )
     (out / "records").mkdir(parents=True, exist_ok=True)
 
 
@@ -149,9 +155,10 @@ def _process(
     detections = segment(image)
     record = image_record(path.name, image, detections)
     record_path = _record_path(out, name)
-    record_path.unlink(missing_ok=True)  # from here until the end the picture does not count as done
-    write_masks(out / "masks" / name, detections)
-    write_png(out / "overlays" / f"{name}.png", draw_overlay(image, detections))
+    write_json(record_path, identity)  # from here until the end the picture does not count as done, but as ours
+    masks, overlay = _outputs(out, name)
+    write_masks(masks, detections)
+    write_png(overlay, draw_overlay(image, detections))
     write_json(record_path, {**identity, "record": asdict(record)})
     return record
 
@@ -164,8 +171,8 @@ def _finished_record(out: Path, name: str, identity: dict[str, Any]) -> ImageRec
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # no record, or not one of ours: the picture is not done
     same = stored == json.loads(json.dumps(identity))
-    there = (out / "overlays" / f"{name}.png").is_file() and (out / "masks" / name).is_dir()
-    return record if same and there else None
+    masks, overlay = _outputs(out, name)
+    return record if same and masks.is_dir() and overlay.is_file() else None
 
 
 def file_identity(path: Path) -> dict[str, Any]:
@@ -200,6 +207,15 @@ def _weights_digests(path: Path) -> list[str]:
                 digest.update(block)
         digests.append(f"{file.name} {digest.hexdigest()}")
     return digests
+
+
+def _outputs(out: Path, name: str) -> tuple[Path, Path]:
+    """The folder of masks and the overlay."""
+    return out / "masks" / name, out / "overlays" / f"{name}.png"
+
+
+def _is_foreign(place: Path, record: Path) -> bool:
+    return place.exists() and not record.exists()  # in this order, since another process may be at work here
 
 
 def _record_path(out: Path, name: str) -> Path:

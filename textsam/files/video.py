@@ -16,7 +16,9 @@ from typing import Any
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.video.reformatter import ColorRange, Colorspace
 
+from textsam.files.atomic import umask
 from textsam.files.images import RgbImage
 
 # The first of these that PyAV was built with encodes.
@@ -43,7 +45,14 @@ def read_facts(path: str | Path) -> VideoFacts:
         FileNotFoundError: there is no such file. ValueError: it is not a video.
     """
     with _open(path) as container:
-        return _facts(container)
+        stream = container.streams.video[0]
+        rate = float(_rate(stream))
+        frames = stream.frames or None
+        if frames is None and stream.duration:
+            frames = round(float(stream.duration * stream.time_base) * rate)
+        elif frames is None and container.duration:
+            frames = round(container.duration / av.time_base * rate)
+        return VideoFacts(frames, rate, bool(container.streams.audio))
 
 
 def rewrite_video(
@@ -87,9 +96,7 @@ def rewrite_video(
                 except (FFmpegError, StopIteration) as error:
                     why = getattr(error, "strerror", None) or "it has no frame"
                     raise ValueError(f"{source} cannot be read to its end: {why}.") from error
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes private files
+        os.chmod(temporary, 0o666 & ~umask())  # mkstemp makes private files
         os.replace(temporary, out)
     finally:
         Path(temporary).unlink(missing_ok=True)
@@ -108,16 +115,17 @@ def _rewrite(
     stream = reading.streams.video[0]
     stream.thread_type = "AUTO"
     with _open(reading.name) as beginning:  # opened twice, as some files, such as .h264, cannot go back
-        size_hw = _upright(next(beginning.decode(video=0))).shape[:2]
+        first = next(beginning.decode(video=0))
     # All streams must be there before the first packet is written.
-    encoder = _add_encoder(writing, stream, size_hw)
+    encoder = _add_encoder(writing, stream, first)
+    unit = encoder.codec_context.time_base
     copies = {}
     for audio in reading.streams.audio if sound else ():
         try:
             copies[audio.index] = writing.add_stream_from_template(audio)
         except (FFmpegError, ValueError) as error:
             raise ValueError(f"{out.suffix} cannot hold the sound ({audio.name}): write .mkv, or no sound.") from error
-    step = max(round(1 / (_rate(stream) * stream.time_base)), 1)
+    step = max(round(1 / (_rate(stream) * unit)), 1)
     count, last = 0, -step
     for packet in reading.demux(stream, *(reading.streams.audio if sound else ())):
         if packet.stream.index in copies:
@@ -127,30 +135,38 @@ def _rewrite(
             continue
         for frame in packet.decode():
             # Some files, such as H.264 in AVI, do not say when a frame is shown, or say it in the wrong order.
-            if frame.pts is None or (count and frame.pts <= last):
-                frame.pts = last + step
-            last = frame.pts
-            writing.mux(encoder.encode(_same_time(change(_upright(frame)), frame)))
+            place = None if frame.pts is None else round(frame.pts * frame.time_base / unit)
+            last = last + step if place is None or (count and place <= last) else place
+            writing.mux(encoder.encode(_at_time(change(_upright(frame)), last, unit)))
             count += 1
             on_frame()
     writing.mux(encoder.encode())
     return count
 
 
-def _add_encoder(writing: Any, stream: Any, size_hw: tuple[int, int]) -> Any:
+def _add_encoder(writing: Any, stream: Any, first: Any) -> Any:
+    """A stream for frames like the first one, once upright."""
     name = next(name for name in ENCODERS if name in av.codecs_available)
     try:
         encoder = writing.add_stream(name, rate=_rate(stream))
     except ValueError as error:
         raise ValueError(f"Expected .mp4, .mkv, .mov or .avi to write to, which hold {name}: {error}.") from error
     # H.264 halves the colours' sides, so these must be even.
-    encoder.height, encoder.width = (side + side % 2 for side in size_hw)
+    encoder.height, encoder.width = (side + side % 2 for side in _upright(first).shape[:2])
     encoder.pix_fmt = "yuv420p"
-    encoder.codec_context.time_base = stream.time_base  # frames keep their times, also at a variable rate
+    context = encoder.codec_context
+    aspect = stream.sample_aspect_ratio  # of pixels that are not square
+    if aspect:
+        context.sample_aspect_ratio = 1 / aspect if _quarter_turns(first) % 2 else aspect
+    # What libswscale makes of RGB; where nothing is said, players take large frames to be of BT.709.
+    context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
+    context.color_primaries, context.color_trc = stream.codec_context.color_primaries, stream.codec_context.color_trc
+    context.time_base = stream.time_base  # frames keep their times, also at a variable rate
     if writing.format.name == "avi":
-        encoder.codec_context.max_b_frames = 0  # AVI has no times by which their order could be restored
+        context.time_base = 1 / _rate(stream)  # by which AVI tells its rate
+        context.max_b_frames = 0  # AVI has no times by which their order could be restored
     if name == "mpeg4":
-        encoder.codec_context.bit_rate = 4 * encoder.height * encoder.width
+        context.bit_rate = 4 * encoder.height * encoder.width
     return encoder
 
 
@@ -161,13 +177,17 @@ def _rate(stream: Any) -> Fraction:
 
 def _upright(frame: Any) -> RgbImage:
     """Phones store frames as the sensor lies, and beside them by how much to turn them."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4))
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), k=_quarter_turns(frame)))
 
 
-def _same_time(pixels: RgbImage, frame: Any) -> av.VideoFrame:
+def _quarter_turns(frame: Any) -> int:
+    return round(frame.rotation / 90) % 4
+
+
+def _at_time(pixels: RgbImage, pts: int, time_base: Fraction) -> av.VideoFrame:
     height, width = (side % 2 for side in pixels.shape[:2])
     new = av.VideoFrame.from_ndarray(np.pad(pixels, ((0, height), (0, width), (0, 0)), mode="edge"), format="rgb24")
-    new.pts, new.time_base = frame.pts, frame.time_base
+    new.pts, new.time_base = pts, time_base
     return new
 
 
@@ -183,14 +203,3 @@ def _open(path: str | Path) -> Any:
         container.close()
         raise ValueError(f"{path} has no video stream.")
     return container
-
-
-def _facts(container: Any) -> VideoFacts:
-    stream = container.streams.video[0]
-    rate = float(_rate(stream))
-    frames = stream.frames or None
-    if frames is None and stream.duration:
-        frames = round(float(stream.duration * stream.time_base) * rate)
-    elif frames is None and container.duration:
-        frames = round(container.duration / av.time_base * rate)
-    return VideoFacts(frames, rate, bool(container.streams.audio))

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from textsam.files.atomic import write_atomically
+from textsam.files.atomic import opened_atomically, write_atomically
 from textsam.files.export import SCORES, write_json
 from textsam.labelling.sources import Reference, optional
 
@@ -67,6 +67,11 @@ class RunFolder:
             raise FileExistsError(f"{self.out / 'annotations.json'} is of no earlier run: give another --out.")
         write_json(path, settings)
 
+    def forget_settings(self) -> None:
+        """After an error: settings with which nothing was labelled, a mistyped class, say, do not bind the next run."""
+        if not any(self.out.glob("shards/part-*.parquet")):
+            (self.out / "settings.json").unlink(missing_ok=True)
+
     def plan(self, references: Sequence[Reference], shard_size: int) -> dict[int, int]:
         """Give every picture that is new a place in a shard; those of an earlier run keep theirs.
 
@@ -108,10 +113,6 @@ class RunFolder:
         parquet = optional("pyarrow.parquet")
         table = parquet.read_table(self.out / "manifest.parquet", filters=[("shard", "=", shard)])
         return [Reference(row["key"], row["location"], row["row"]) for row in table.to_pylist()]
-
-    def is_done(self, shard: int) -> bool:
-        """Whether nothing is left of a shard; one with pictures that could not be labelled is done again."""
-        return self.left(shard, size=1) == 0
 
     def left(self, shard: int, size: int) -> int:
         """How many of the `size` pictures of a shard are to be labelled: all, or those that could not be before."""
@@ -157,8 +158,8 @@ class RunFolder:
         return pictures, objects, failed
 
     def _write_coco(self, shards: Sequence[int], categories: Sequence[str]) -> None:
-        temporary = self.out / ".annotations.json"  # filled piece by piece: the document may exceed the memory
-        with temporary.open("w", encoding="utf-8") as file:
+        # Filled piece by piece: the document may exceed the memory.
+        with opened_atomically(self.out / "annotations.json") as binary, io.TextIOWrapper(binary, "utf-8") as file:
             listed = [{"id": i, "name": name} for i, name in enumerate(categories, start=1)]
             file.write(f'{{"categories": {json.dumps(listed)}')
             for part, entries in (("images", self._images), ("annotations", self._annotations)):
@@ -167,7 +168,6 @@ class RunFolder:
                     file.write((",\n" if number else "\n") + json.dumps(entry, allow_nan=False))
                 file.write("]")
             file.write("}\n")
-        temporary.replace(self.out / "annotations.json")
 
     def _good_rows(self, shards: Sequence[int]) -> Iterator[tuple[int, Row]]:
         number = 0

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -48,35 +50,60 @@ def optional(module: str) -> Any:
         raise ImportError(f'This needs {module}: pip install "textsam[label]".') from error
 
 
+@contextmanager
+def _suppliers_errors(location: str) -> Iterator[None]:
+    """Turns the errors of clouds, web servers and archives, each of a kind of its own, into OSError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if str(error) not in location:
+            raise
+        raise FileNotFoundError(f"There is no file {location}.") from error  # rather than the address alone
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        raise OSError(f"{location} cannot be read ({type(error).__name__}: {error}).") from error
+
+
 def list_pictures(source: str) -> list[Reference]:
     """Every picture of a source, sorted, each once.
 
     Args:
-        source: a picture; a folder, searched to its bottom; a glob such as "photos/**/*.jpg"; a COCO .json; a .txt with
-            an address in each line; a .parquet (or a folder or glob of them) with a column of image bytes; each of
-            these also as a URL that fsspec knows (s3://, gs://, hf://, memory://...); or "datasets:NAME[:SPLIT]", a
-            data set of the Hub or a folder that `save_to_disk` wrote.
+        source: a picture; a folder, searched to its bottom; a glob such as "photos/**/*.jpg"; a .txt with an address in
+            each line; a .parquet (or a folder or glob of them) with a column of image bytes; each of these also as a
+            URL that fsspec knows (s3://, gs://, hf://, zip://::photos.zip...); a COCO .json on this machine; or
+            "datasets:NAME[:SPLIT]", a data set of the Hub or a folder that `save_to_disk` wrote.
     Raises:
-        FileNotFoundError: there is nothing at this address. ValueError: there is no picture in it.
-        ImportError: a library of the `label` extra is missing.
+        FileNotFoundError: there is nothing at this address. OSError: it cannot be read. ValueError: there is no picture
+            in it, or a damaged table. ImportError: a library of the `label` extra is missing.
     """
+    with _suppliers_errors(source):
+        return _list_pictures(source)
+
+
+def _list_pictures(source: str) -> list[Reference]:
     if source.startswith(DATASET_PREFIX):
         return [Reference(f"{row:09d}", source, row) for row in range(len(_dataset(source)[0]))]
     if source.endswith(".json"):
+        if "://" in source:
+            raise ValueError(f"Expected a COCO file on this machine, got {source}: download it, and its pictures.")
         return _of_coco(Path(source))
     if source.endswith(".txt"):
         lines = [line.strip() for line in _read_bytes(source).decode("utf-8-sig").splitlines()]
         locations = [line for line in dict.fromkeys(lines) if line]
         return [Reference(location, location) for location in locations] or _nothing(source)
     root, files = _find_files(source)
+    links = source.split("::")  # in zip://photos::s3://bucket/photos.zip, say, photos is what is listed
+    listed = next((number for number, link in enumerate(links) if "://" in link), len(links))
+    inside = "".join(f"::{link}" for link in links[listed + 1 :])
     references = []
     for file in files:
         key = file.removeprefix(root).lstrip("/") or file.rsplit("/", 1)[-1]
         if file.endswith(".parquet"):
-            rows = optional("pyarrow.parquet").ParquetFile(_open(file)).metadata.num_rows
-            references += [Reference(f"{key}#{row:09d}", file, row) for row in range(rows)]
+            rows = _open_table(file + inside).metadata.num_rows
+            references += [Reference(f"{key}#{row:09d}", file + inside, row) for row in range(rows)]
         else:
-            references.append(Reference(key, file))
+            references.append(Reference(key, file + inside))
     return references or _nothing(source)
 
 
@@ -103,7 +130,10 @@ def _find_files(source: str) -> tuple[str, list[str]]:
 
 
 def _of_coco(path: Path) -> list[Reference]:
-    content = json.loads(path.read_bytes())
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise ValueError(f'{path} is not a COCO file: it has no list named "images".')
     folder = image_folder(path, content["images"])
@@ -121,14 +151,19 @@ def _file_system(location: str) -> tuple[Any, str]:
     return optional("fsspec.core").url_to_fs(location)
 
 
-def _open(location: str) -> Any:
-    files, path = _file_system(location)
-    return files.open(path, "rb")
-
-
 def _read_bytes(location: str) -> bytes:
-    with _open(location) as file:
-        return file.read()
+    files, path = _file_system(location)
+    return files.cat_file(path)  # type: ignore[no-any-return]
+
+
+def _open_table(location: str) -> Any:
+    files, path = _file_system(location)
+    try:
+        table = optional("pyarrow.parquet").ParquetFile(files.open(path, "rb"))
+    except ValueError as error:
+        raise ValueError(f"{location} is not a whole parquet file: {error}") from error
+    table.files = files  # an archive closes when nobody holds its file system
+    return table
 
 
 def _dataset(location: str) -> tuple[Any, str]:
@@ -159,6 +194,10 @@ class PictureReader:
         Raises:
             OSError, ValueError: as `textsam.files.images.read_image`.
         """
+        with _suppliers_errors(reference.location):
+            return self._read(reference)
+
+    def _read(self, reference: Reference) -> RgbImage:
         if reference.row < 0:
             if "://" in reference.location:
                 return read_image(_read_bytes(reference.location))
@@ -192,13 +231,14 @@ class _DatasetRows:
 
 class _ParquetRows:
     def __init__(self, location: str) -> None:
-        parquet, types = optional("pyarrow.parquet"), optional("pyarrow.types")
-        self.file = parquet.ParquetFile(_open(location))
+        types = optional("pyarrow.types")
+        self.file = _open_table(location)
         fields = [
             field
             for field in self.file.schema_arrow
             if types.is_binary(field.type)
             or types.is_large_binary(field.type)
+            or types.is_binary_view(field.type)
             or (types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
         ]
         if not fields:

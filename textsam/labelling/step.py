@@ -110,5 +110,4 @@ class Labeller:
             record = image_record(reference.key, image, found)
         except PICTURE_ERRORS as error:
             return {**row, "error": " ".join(str(error).split()) or type(error).__name__}
-        objects = [annotation for annotation in record.annotations if annotation["area"]]
-        return {**row, "width": record.width, "height": record.height, "annotations": objects}
+        return {**row, "width": record.width, "height": record.height, "annotations": record.objects}
