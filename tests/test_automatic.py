@@ -43,8 +43,8 @@ def blobs(coords: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def blob_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    def decode(model, embeddings, geometry, points):
-        logits, iou = blobs(torch.from_numpy(geometry.points_to_input(points)))
+    def decode(model, crop, points):
+        logits, iou = blobs(torch.from_numpy(crop.geometry.points_to_input(points)))
         return logits.flatten(0, 1), iou.flatten()
 
     monkeypatch.setattr(textsam.prompting.automatic, "_decode_points", decode)
@@ -112,7 +112,8 @@ def test_other_devices_give_the_same(
     logits = torch.cat([logits, torch.full((1, 32, 32), -5.0), torch.full((1, 32, 32), 5.0)])  # nothing, everything
     for place in (Place(size_hw), Place((size_hw[0] + 9, size_hw[1] + 5), left=2, top=3)):
         expected = score_masks(logits, geometry, least, 1.0, threshold, place)
-        found = _score_on_device(logits, geometry, least, 1.0, threshold, place)
+        levels = (threshold - 1.0, threshold, threshold + 1.0)
+        found = _score_on_device(logits, geometry, levels, least, place)
         assert len(found) == len(expected) > 3
         for mask, other in zip(found, expected, strict=True):
             assert (mask.index, mask.stability, mask.box_xyxy) == (other.index, other.stability, other.box_xyxy)

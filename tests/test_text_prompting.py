@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions
 from textsam.prompting.text_guesses import find_peaks, grid_points, guess_prompts
-from textsam.prompting.text_instances import clear_padding, mask_agreement
+from textsam.prompting.text_instances import TextReading, clear_padding, mask_agreement
 from textsam.prompting.text_options import TextPromptOptions
 from textsam.prompting.text_prompting import find_instances
-from textsam.prompting.text_reading import TextReading, read_texts
+from textsam.prompting.text_reading import read_texts
 from textsam.prompting.text_regions import find_regions
 from textsam.prompting.transforms import ImageGeometry
 

@@ -183,7 +183,7 @@ class Vocabulary:
             raise UnknownNameError(text, self.suggest(text))
         return name
 
-    def suggest(self, text: str, limit: int = MAX_SUGGESTIONS) -> list[str]:
+    def suggest(self, text: str) -> list[str]:
         """Known names that are written alike or contain a word of the text, closest first."""
         framed = self._without_frame(normalize(text[:60]))
         words = _PREPOSITION.split(f"{' '.join(framed)} ")[0].split()
@@ -191,15 +191,15 @@ class Vocabulary:
             return []
         phrase = " ".join(words)
         keys = list(self._name_of)
-        close = difflib.get_close_matches(phrase, keys, n=limit, cutoff=0.65)
+        close = difflib.get_close_matches(phrase, keys, n=MAX_SUGGESTIONS, cutoff=0.65)
         for word in (words[-1], *words[:-1]):
             found = self._lookup([word])
             close += [found] if found else []
         for word in words:
-            close += difflib.get_close_matches(word, keys, n=limit, cutoff=0.65)
+            close += difflib.get_close_matches(word, keys, n=MAX_SUGGESTIONS, cutoff=0.65)
         close += [key for key in keys if len(words[-1]) > 2 and words[-1] in key.split()]
         close = close or difflib.get_close_matches(phrase, keys, n=3, cutoff=0.5)  # better than nothing at all
-        return list(dict.fromkeys(self._name_of[key] for key in close))[:limit]
+        return list(dict.fromkeys(self._name_of[key] for key in close))[:MAX_SUGGESTIONS]
 
     def _find(self, text: str) -> str | None:
         text = _KIND.sub("", text.rstrip(" ."))

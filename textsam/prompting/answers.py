@@ -51,11 +51,10 @@ def answer_geometry(
         encoded.embeddings,
         encoded.geometry,
         prompts,
-        text_embeddings=text_embeddings,
-        similarity=similarity,
-        multimask_output=question.multimask_output,
-        ring_weight=options.ring_weight,
-        click_rounds=options.click_rounds,
+        text_embeddings,
+        similarity,
+        question.multimask_output,
+        options,
     )
     index = to_numpy(masks.prompt_index)
     data = {

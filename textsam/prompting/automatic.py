@@ -18,9 +18,10 @@ from textsam.modeling.structures import ImageEmbeddings
 from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.automatic_options import AutomaticOptions, crop_boxes
 from textsam.prompting.detections import boxes_of_masks, to_numpy
+from textsam.prompting.encoded_image import EncodedImage, encode_images
 from textsam.prompting.mask_details import CROPS_AT_A_TIME, Asked, masks_of_photo
 from textsam.prompting.mask_scoring import Place, ScoredMask, score_masks
-from textsam.prompting.transforms import ImageGeometry, preprocess_image
+from textsam.prompting.transforms import ImageGeometry
 
 # A mask this near (px) to an edge of its crop that is no edge of the photo is taken to be cut off there.
 _CROP_EDGE_PX = 20.0
@@ -94,13 +95,12 @@ def generate(
     found = []
     for box, layer in zip(boxes, layers, strict=True):
         x1, y1, x2, y2 = box
-        crop = image[y1:y2, x1:x2]
         if layer == 0 and embeddings is not None:
             geometry = ImageGeometry.of(size_hw, side, model.config.patch_size, pad_to_square)
-            encoded = embeddings
+            crop = EncodedImage(image, geometry, embeddings)
         else:
-            encoded, geometry = _encode(model, crop, side, pad_to_square)
-        found.append(_search_crop(model, crop, encoded, geometry, options, layer, box, size_hw))
+            (crop,) = encode_images(model, [image[y1:y2, x1:x2]], side, pad_to_square)
+        found.append(_search_crop(model, crop, options, layer, box, size_hw))
     masks = _join(found)
     if len(boxes) > 1:
         areas = np.prod(masks.crop_boxes_xyxy[:, 2:] - masks.crop_boxes_xyxy[:, :2], axis=1)
@@ -111,33 +111,16 @@ def generate(
     return masks
 
 
-def _encode(
-    model: TextSamNetwork, image: np.ndarray, side: int, pad_to_square: bool
-) -> tuple[ImageEmbeddings, ImageGeometry]:
-    config = model.config
-    pixel_values, geometry = preprocess_image(
-        image,
-        side=side,
-        patch_size=config.patch_size,
-        pixel_mean=config.pixel_mean,
-        pixel_std=config.pixel_std,
-        pad=pad_to_square,
-    )
-    return model.encode_image(pixel_values.to(model.device, model.dtype)), geometry
-
-
 def _search_crop(
     model: TextSamNetwork,
-    pixels: np.ndarray,
-    embeddings: ImageEmbeddings,
-    geometry: ImageGeometry,
+    crop: EncodedImage,
     options: AutomaticOptions,
     layer: int,
     crop_box: tuple[int, int, int, int],
     size_hw: tuple[int, int],
 ) -> AutomaticMasks:
-    """The masks of one crop (h, w, 3) uint8, in the frame of the photo."""
-    height, width = geometry.original_size_hw
+    """The masks of one crop, in the frame of the photo."""
+    height, width = crop.geometry.original_size_hw
     points = options.grid(layer) * np.array([width, height])
     left, top = crop_box[:2]
     place = Place(size_hw, left, top)
@@ -146,14 +129,14 @@ def _search_crop(
     ious, asked, drawn = [], [], []
     for start in range(0, len(points), options.points_per_batch):
         batch = points[start : start + options.points_per_batch]
-        logits, iou = _decode_points(model, embeddings, geometry, batch)
+        logits, iou = _decode_points(model, crop, batch)
         sources = np.repeat(batch, logits.shape[0] // len(batch), axis=0)
         if options.pred_iou_thresh > 0.0:  # the cheapest test comes first: what fails it is never upscaled
             certain = iou > options.pred_iou_thresh
             logits, iou, sources = logits[certain], iou[certain], sources[to_numpy(certain)]
         values = iou.tolist()  # once: one by one each would wait for the GPU
         least, offset = options.stability_score_thresh, options.stability_score_offset
-        for mask in score_masks(logits, geometry, least, offset, place=place):
+        for mask in score_masks(logits, crop.geometry, least, offset, place=place):
             if not _is_cut_off(mask.box_xyxy, crop_box, size_hw):
                 scored.append(mask)
                 ious.append(values[mask.index])
@@ -166,7 +149,7 @@ def _search_crop(
     keep = box_nms(boxes, torch.from_numpy(predicted), options.box_nms_thresh)
     points = np.array([asked[i] for i in keep], dtype=np.float64).reshape(-1, 2)
     if drawn:
-        rles, kept = _redrawn(model, pixels, torch.stack([drawn[i] for i in keep]), geometry, points, place)
+        rles, kept = _redrawn(model, crop, torch.stack([drawn[i] for i in keep]), points, place)
     else:
         rles, kept = [scored[i].rle() for i in keep], boxes[keep] + np.array([left, top, left, top])
     masks = AutomaticMasks(
@@ -183,20 +166,15 @@ def _search_crop(
 
 
 def _redrawn(
-    model: TextSamNetwork,
-    pixels: np.ndarray,
-    low_res_logits: Tensor,
-    geometry: ImageGeometry,
-    points: np.ndarray,
-    place: Place,
+    model: TextSamNetwork, crop: EncodedImage, low_res_logits: Tensor, points: np.ndarray, place: Place
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """N masks of a crop, asked for by a point each, with their details: RLEs of the photo's size, and boxes (N, 4)."""
     rles, boxes = [], []
-    height, width = geometry.original_size_hw
+    height, width = crop.geometry.original_size_hw
     for start in range(0, len(points), CROPS_AT_A_TIME):  # as many masks of the photo's size are there at a time
         some = slice(start, start + CROPS_AT_A_TIME)
         asked = Asked(points=points[some, None], labels=np.ones((len(points[some]), 1), dtype=np.int64))
-        for mask in masks_of_photo(model, pixels, low_res_logits[some], geometry, asked):
+        for mask in masks_of_photo(model, crop.pixels, low_res_logits[some], crop.geometry, asked):
             whole = np.zeros(place.size_hw, dtype=bool)
             whole[place.top : place.top + height, place.left : place.left + width] = mask
             rles.append(encode_mask(whole))
@@ -204,14 +182,12 @@ def _redrawn(
     return rles, np.array(boxes, dtype=np.int64).reshape(-1, 4)
 
 
-def _decode_points(
-    model: TextSamNetwork, embeddings: ImageEmbeddings, geometry: ImageGeometry, points: np.ndarray
-) -> tuple[Tensor, Tensor]:
+def _decode_points(model: TextSamNetwork, crop: EncodedImage, points: np.ndarray) -> tuple[Tensor, Tensor]:
     """(P, 2) points in px of the crop -> logits (P * M, 4h, 4w) and predicted IoUs (P * M,) float32."""
-    coords = torch.from_numpy(geometry.points_to_input(points)).float().to(model.device)[:, None]
+    coords = torch.from_numpy(crop.geometry.points_to_input(points)).float().to(model.device)[:, None]
     labels = torch.ones(len(points), 1, dtype=torch.int64, device=model.device)
-    prompts = model.encode_prompts(embeddings, point_coords=coords, point_labels=labels)
-    out = model.decode_masks(embeddings, prompts, multimask_output=True)
+    prompts = model.encode_prompts(crop.embeddings, point_coords=coords, point_labels=labels)
+    out = model.decode_masks(crop.embeddings, prompts, multimask_output=True)
     return out.low_res_logits.flatten(0, 1), out.iou_predictions.flatten().float()
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 UNNAMED_CLASS = "object"
 
 
-def stability_scores(logits: Tensor, mask_threshold: float = 0.0, offset: float = 1.0) -> Tensor:
-    """How little a mask changes when its threshold moves: IoU of the masks at threshold +offset and -offset.
+def stability_scores(logits: Tensor) -> Tensor:
+    """How little a mask changes when its threshold moves: IoU of the masks at threshold 1 and -1.
 
     Args:
         logits: (..., h, w) float mask logits of any resolution.
@@ -30,8 +30,8 @@ def stability_scores(logits: Tensor, mask_threshold: float = 0.0, offset: float 
         (...) float32 in [0, 1]; 0 where even the lower threshold selects nothing.
     Source: Kirillov et al. 2023, appendix B.
     """
-    inner = (logits > mask_threshold + offset).flatten(-2).sum(-1)
-    outer = (logits > mask_threshold - offset).flatten(-2).sum(-1)
+    inner = (logits > 1.0).flatten(-2).sum(-1)
+    outer = (logits > -1.0).flatten(-2).sum(-1)
     return inner / outer.clamp(min=1)
 
 

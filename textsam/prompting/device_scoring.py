@@ -6,8 +6,6 @@ operations on all of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,25 +14,9 @@ from torch.nn import functional as F
 _MOST_DIGITS = 7
 
 
-@dataclass(frozen=True)
-class CodedMasks:
-    """K masks.
-
-    Attributes:
-        kept: rows of the logits that they came from. stability: float32 values.
-        boxes_xyxy: first and last column and row inside each mask; zeros when it is empty.
-        codes: compressed run lengths.
-    """
-
-    kept: list[int]
-    stability: list[float]
-    boxes_xyxy: list[list[int]]
-    codes: list[bytes]
-
-
 def score_logits(
     logits: Tensor, levels: tuple[float, float, float], min_stability: float, margins: tuple[int, int, int, int]
-) -> CodedMasks:
+) -> tuple[list[int], list[float], list[list[int]], list[bytes]]:
     """Masks that are stable enough.
 
     Args:
@@ -42,6 +24,9 @@ def score_logits(
         levels: low, middle and high threshold: of the outer mask, of the mask, and of the inner mask.
         min_stability: masks below it are dropped; 0 keeps all.
         margins: pixels of the photo left of, right of, above and below the picture.
+    Returns:
+        of each mask kept: its row in the logits, stability, box in the picture as `mask_boxes`, and compressed run
+        lengths in the photo.
     """
     low, middle, high = levels
     outer, inner = ((logits > level).flatten(1).sum(1).float() for level in (low, high))
@@ -51,7 +36,7 @@ def score_logits(
     masks = logits[kept] > middle
     boxes = mask_boxes(masks)
     codes = encode_masks(F.pad(masks, margins) if any(margins) else masks)
-    return CodedMasks(kept.tolist(), stability[kept].tolist(), boxes.tolist(), codes)
+    return kept.tolist(), stability[kept].tolist(), boxes.tolist(), codes
 
 
 def mask_boxes(masks: Tensor) -> Tensor:

@@ -13,11 +13,9 @@ from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.detections import confidence_score, stability_scores
 from textsam.prompting.mask_details import only_click
 from textsam.prompting.prompts import PROMPTS_PER_BATCH, GeometricPrompts
-from textsam.prompting.text_instances import clear_padding, mask_agreement
+from textsam.prompting.text_instances import OUTSIDE, clear_padding, mask_agreement
+from textsam.prompting.text_options import TextPromptOptions
 from textsam.prompting.transforms import ImageGeometry
-
-# Logit of what lies in the padding: far outside.
-_OUTSIDE = -10.0
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,10 @@ def segment_prompts(
     image: ImageEmbeddings,
     geometry: ImageGeometry,
     prompts: GeometricPrompts,
-    *,
-    text_embeddings: Tensor | None = None,
-    similarity: Tensor | None = None,
-    multimask_output: bool = False,
-    ring_weight: float = 0.0,
-    click_rounds: int = 0,
+    text_embeddings: Tensor | None,
+    similarity: Tensor | None,
+    multimask_output: bool,
+    options: TextPromptOptions,
 ) -> GeometryMasks:
     """The masks of N prompt sets on one photo.
 
@@ -62,18 +58,19 @@ def segment_prompts(
         text_embeddings: (N, D) of unit length, one for each prompt set, or None.
         similarity: (N, hc, wc) probabilities of those texts, or None.
         multimask_output: True: M = 3 masks for an ambiguous prompt; False: M = 1, SAM's mask 0.
-        ring_weight: see `mask_agreement`.
-        click_rounds: of asking again, where a prompt set is one click and a text and M = 1; see `_ask_again`.
+        options: of them ring_weight, and click_rounds where a prompt set is one click and a text and M = 1.
     """
     device = image.image_embeddings.device
     possible = {
-        "point_coords": None if prompts.point_coords is None else torch.from_numpy(prompts.point_coords),
-        "point_labels": None if prompts.point_labels is None else torch.from_numpy(prompts.point_labels),
-        "boxes": None if prompts.boxes is None else torch.from_numpy(prompts.boxes),
+        "point_coords": prompts.point_coords,
+        "point_labels": prompts.point_labels,
+        "boxes": prompts.boxes,
         "mask_input": prompts.mask_input,
         "text_embeddings": text_embeddings,
     }
-    tensors: dict[str, Any] = {name: value.to(device) for name, value in possible.items() if value is not None}
+    tensors: dict[str, Any] = {
+        name: torch.as_tensor(value, device=device) for name, value in possible.items() if value is not None
+    }
     number = model.config.num_multimask_outputs if multimask_output else 1
     height, width = geometry.low_res_size_hw
     logits = torch.zeros(len(prompts), number, height, width, device=device)
@@ -92,16 +89,17 @@ def segment_prompts(
         logits[chunk] = decoded.low_res_logits.float()
         predicted_iou[chunk] = decoded.iou_predictions.float()
         rows = torch.nonzero(one_click[chunk])[:, 0]
-        if len(rows) and click_rounds > 0 and not multimask_output:
+        if len(rows) and options.click_rounds > 0 and not multimask_output:
             asked = only_click(given["point_coords"][rows], given["point_labels"][rows])
             texts, said = given["text_embeddings"][rows], decoded.low_res_logits[rows]
-            decoded = _ask_again(model, image, asked, texts, said, click_rounds)
+            decoded = _ask_again(model, image, asked, texts, said, options.click_rounds)
             logits[start + rows] = decoded.low_res_logits.float()
             predicted_iou[start + rows] = decoded.iou_predictions.float()
-    inside = clear_padding(logits, geometry, fill=_OUTSIDE)
+    inside = clear_padding(logits, geometry, fill=OUTSIDE)
     agreement = None
     if similarity is not None:
-        each = [mask_agreement(masks > 0, map_, ring_weight) for masks, map_ in zip(inside, similarity, strict=True)]
+        pairs = zip(inside, similarity, strict=True)
+        each = [mask_agreement(masks > 0, map_, options.ring_weight) for masks, map_ in pairs]
         agreement = torch.stack(each).flatten() if each else predicted_iou.flatten()
     flat_presence = None if text_embeddings is None else presence.repeat_interleave(number)
     index = torch.arange(len(prompts) * number, device=device)

@@ -97,15 +97,17 @@ def score_masks(
         The masks kept, in the order of the logits.
     """
     place = place or Place(geometry.original_size_hw)
-    compiled = kernels() if low_res_logits.device.type == "cpu" else None
-    if compiled is not None:
-        return _score_natively(compiled, low_res_logits, geometry, min_stability, offset, threshold, place)
+    low, high = threshold - offset, threshold + offset
+    levels = (low, threshold, high)
     if low_res_logits.device.type != "cpu":
-        return _score_on_device(low_res_logits, geometry, min_stability, offset, threshold, place)
+        return _score_on_device(low_res_logits, geometry, levels, min_stability, place)
+    compiled = kernels()
+    if compiled is not None:
+        return _score_natively(compiled, low_res_logits, geometry, levels, min_stability, place)
     scored = []
-    for index, top, left, logits in _upscaled_regions(low_res_logits, geometry, threshold - offset):
-        outer = int(np.count_nonzero(logits > threshold - offset))
-        inner = int(np.count_nonzero(logits > threshold + offset))
+    for index, top, left, logits in _upscaled_regions(low_res_logits, geometry, low):
+        outer = int(np.count_nonzero(logits > low))
+        inner = int(np.count_nonzero(logits > high))
         stability = _stability(inner, outer)
         if _is_stable(stability, min_stability):
             mask = ScoredMask(index, float(stability), *_pack(logits > threshold, top, left, place))
@@ -127,13 +129,11 @@ def _score_natively(
     compiled: Kernels,
     low_res_logits: Tensor,
     geometry: ImageGeometry,
+    levels: tuple[float, float, float],
     min_stability: float,
-    offset: float,
-    threshold: float,
     place: Place,
 ) -> list[ScoredMask]:
     sizes = (*geometry.resized_size_hw, *geometry.original_size_hw, *place.size_hw, place.top, place.left)
-    levels = (threshold - offset, threshold, threshold + offset)
     counts, boxes, codes = compiled.score(_covering(low_res_logits, geometry), sizes, levels, min_stability)
     scored = []
     for index, ((inner, outer), box, code) in enumerate(zip(counts.tolist(), boxes.tolist(), codes, strict=True)):
@@ -161,9 +161,8 @@ def _pack(mask: np.ndarray, top: int, left: int, place: Place) -> tuple[tuple[in
 def _score_on_device(
     low_res_logits: Tensor,
     geometry: ImageGeometry,
+    levels: tuple[float, float, float],
     min_stability: float,
-    offset: float,
-    threshold: float,
     place: Place,
 ) -> list[ScoredMask]:
     """Whole photos, several at a time, where the logits are."""
@@ -176,12 +175,10 @@ def _score_on_device(
     )
     pixels = max(height * width, int(np.prod(geometry.resized_size_hw)))
     step = max(_BATCH_BUDGET // pixels, 1)
-    levels = (threshold - offset, threshold, threshold + offset)
     scored = []
     for start in range(0, len(low_res_logits), step):
         logits = postprocess_masks(low_res_logits[start : start + step, None], geometry)[:, 0]
-        found = score_logits(logits, levels, min_stability, margins)
-        columns = (found.kept, found.stability, found.boxes_xyxy, found.codes)
+        columns = score_logits(logits, levels, min_stability, margins)
         for row, stability, (x1, y1, x2, y2), code in zip(*columns, strict=True):
             scored.append(ScoredMask(start + row, stability, (x1, y1, x2, y2), place, code))
     return scored

@@ -106,7 +106,7 @@ def rank_proposals(
     crop_encoder: MaskEmbedder,
     text_embeddings: Tensor,
     other_embeddings: Tensor,
-    options: RankingOptions | None = None,
+    options: RankingOptions,
     max_instances: int | None = None,
     threshold: float | None = None,
     dense_features: Tensor | None = None,
@@ -119,12 +119,10 @@ def rank_proposals(
         crop_encoder: the image tower of the CLIP that embedded the texts.
         text_embeddings: (Q, D) of unit length.
         other_embeddings: (P, D) of unit length: negative texts and generic names, which may win but are not returned.
-        options: None: the defaults.
         max_instances: for each text, the most confident.
         threshold: on the confidence; None: the one of the options.
         dense_features: (D, hc, wc), `crop_encoder.dense(image)` if it is known already.
     """
-    options = options or RankingOptions()
     lowest = options.confidence_threshold if threshold is None else threshold
     agreement = proposal_agreement(
         image, proposals, crop_encoder, text_embeddings, other_embeddings, options, dense_features

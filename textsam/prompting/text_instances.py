@@ -1,4 +1,4 @@
-"""Instances that were found with words: their scores, and which of them stay."""
+"""What words say of a photo, and the instances found with them: their scores, and which of them stay."""
 
 from __future__ import annotations
 
@@ -15,6 +15,24 @@ from textsam.prompting.transforms import LOW_RES_STRIDE, ImageGeometry
 
 OUTSIDE = -10.0  # logit of what is surely outside
 ROUNDING = 1e-4  # of confidences: those of two spellings of a name differ by it
+
+
+@dataclass(frozen=True)
+class TextReading:
+    """What Q texts alone say of a photo.
+
+    Attributes:
+        presence: (Q,) in [0, 1], does the named thing appear at all? The geometric mean of two estimates where the
+            model has both: the presence token, and the maximum of a similarity head's map.
+        region_logits: (Q, 4h, 4w) the text's mask, the union of its instances where the model learned that.
+        region_iou: (Q,) its predicted IoU.
+        similarity: (Q, hc, wc) probabilities; None where the model knows of none.
+    """
+
+    presence: Tensor
+    region_logits: Tensor
+    region_iou: Tensor
+    similarity: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -38,9 +56,9 @@ class TextInstances:
     def __len__(self) -> int:
         return len(self.query_index)
 
-    def select(self, indices: Tensor) -> TextInstances:
-        """The instances at these indices, (K,) int64, in that order."""
-        return TextInstances(**{name: values[indices] for name, values in vars(self).items()})
+    def select(self, rows: Tensor | slice) -> TextInstances:
+        """The instances of these rows: (K,) int64, in that order, or (N,) bool, which of them."""
+        return TextInstances(**{name: values[rows] for name, values in vars(self).items()})
 
     @staticmethod
     def join(parts: list[TextInstances]) -> TextInstances:
@@ -58,21 +76,20 @@ class TextInstances:
 def score_masks(
     logits: Tensor,
     predicted_iou: Tensor,
+    reading: TextReading,
     query: int,
-    presence: Tensor,
-    probability: Tensor | None,
     geometry: ImageGeometry,
     options: TextPromptOptions,
 ) -> TextInstances:
-    """Of the M masks (N, M, 4h, 4w) of each prompt the most confident, with all its scores."""
+    """Of the M masks (N, M, 4h, 4w) that each prompt with one text got the most confident, with all its scores."""
     count, number = predicted_iou.shape
     flat = logits.flatten(0, 1)
     flat = clear_padding(flat, geometry, fill=OUTSIDE)
-    if probability is None:
+    if reading.similarity is None:
         agreement = torch.ones(len(flat), device=flat.device)
     else:
-        agreement = mask_agreement(flat > 0, probability, options.ring_weight)
-    presences = presence.expand(len(flat))
+        agreement = mask_agreement(flat > 0, reading.similarity[query], options.ring_weight)
+    presences = reading.presence[query].expand(len(flat))
     confidence = confidence_score(predicted_iou.flatten(), presences, agreement)
     best = torch.arange(count, device=flat.device) * number + confidence.view(count, number).argmax(1)
     every = TextInstances(
@@ -108,17 +125,15 @@ def mask_agreement(masks: Tensor, probability: Tensor, ring_weight: float) -> Te
     return mean_inside * (1.0 - ring_weight * mean_outside)
 
 
-def keep_best(
-    guesses: TextInstances, options: TextPromptOptions, threshold: float, max_instances: int | None
-) -> TextInstances:
+def keep_best(guesses: TextInstances, options: TextPromptOptions, threshold: float) -> TextInstances:
     """Of one text's guesses: those that are confident, stable and not empty, without repetitions, best first."""
     not_empty = (guesses.low_res_logits > 0).flatten(1).any(1)
     good = not_empty & (guesses.confidence >= threshold) & (guesses.stability >= options.min_stability)
-    guesses = guesses.select(torch.nonzero(good)[:, 0])
+    guesses = guesses.select(good)
     kept = mask_nms(
         guesses.low_res_logits > 0, guesses.confidence, options.iou_threshold, options.containment_threshold
     )
-    return guesses.select(kept[:max_instances])
+    return guesses.select(kept)
 
 
 def one_name_each(instances: TextInstances, same_mask_iou: float) -> TextInstances:
@@ -132,7 +147,7 @@ def one_name_each(instances: TextInstances, same_mask_iou: float) -> TextInstanc
     surer = instances.confidence[None, :] - instances.confidence[:, None]
     better = (surer > ROUNDING) | ((surer.abs() <= ROUNDING) & (texts[None, :] < texts[:, None]))
     beaten = (iou > same_mask_iou) & better & (texts[None, :] != texts[:, None])
-    return instances.select(torch.nonzero(~beaten.any(1))[:, 0])
+    return instances.select(~beaten.any(1))
 
 
 def clear_padding(maps: Tensor, geometry: ImageGeometry, fill: float = 0.0) -> Tensor:

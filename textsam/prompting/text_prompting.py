@@ -17,7 +17,7 @@ from torch import Tensor
 from textsam.modeling.structures import ImageEmbeddings
 from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.text_guesses import grid_points, guess_prompts
-from textsam.prompting.text_instances import TextInstances, keep_best, one_name_each, score_masks
+from textsam.prompting.text_instances import TextInstances, TextReading, keep_best, one_name_each, score_masks
 from textsam.prompting.text_options import TextPromptOptions
 from textsam.prompting.text_reading import read_texts
 from textsam.prompting.text_regions import explain_regions, find_regions
@@ -29,8 +29,8 @@ def find_instances(
     image: ImageEmbeddings,
     geometry: ImageGeometry,
     text_embeddings: Tensor,
-    negative_embeddings: Tensor | None = None,
-    options: TextPromptOptions | None = None,
+    negative_embeddings: Tensor | None,
+    options: TextPromptOptions,
     max_instances: int | None = None,
     threshold: float | None = None,
 ) -> TextInstances:
@@ -42,36 +42,27 @@ def find_instances(
         geometry: its sizes.
         text_embeddings: (Q, D) of unit length.
         negative_embeddings: (P, D) of unit length; where one of them fits better than the text, the text loses.
-        options: None: the defaults.
         max_instances: for each text, the most confident.
         threshold: on the confidence; None: the one of the options, and their share of the best.
     """
-    options = options or TextPromptOptions()
     reading = read_texts(model, image, geometry, text_embeddings, negative_embeddings)
     lowest = options.confidence_threshold if threshold is None else threshold
     gate = options.presence_threshold if threshold is None else lowest**3  # confidence is a mean of three
     parts = [TextInstances.none(image)]
     for query in torch.nonzero(reading.presence >= gate)[:, 0].tolist():
-        probability = None if reading.similarity is None else reading.similarity[query]
-        if probability is None:
+        if reading.similarity is None:
             points, boxes = grid_points(geometry, options.grid_points_per_side), np.zeros((0, 4))
         else:
-            points, boxes = guess_prompts(probability.cpu().numpy(), geometry, options)
-        presence = reading.presence[query]
-        guesses = decode_guesses(
-            model, image, geometry, text_embeddings[query], query, points, boxes, presence, probability, options
-        )
-        guesses = keep_best(guesses, options, lowest, None)
-        if probability is not None:
+            points, boxes = guess_prompts(reading.similarity[query].cpu().numpy(), geometry, options)
+        guesses = decode_guesses(model, image, geometry, text_embeddings[query], reading, query, points, boxes, options)
+        guesses = keep_best(guesses, options, lowest)
+        if reading.similarity is not None:
             regions = find_regions(reading, query, geometry, options)
-            guesses = explain_regions(
-                regions.select(torch.nonzero(regions.confidence >= lowest)[:, 0]), guesses, options
-            )
-            guesses = keep_best(guesses, options, lowest, None)
+            guesses = explain_regions(regions.select(regions.confidence >= lowest), guesses, options)
+            guesses = keep_best(guesses, options, lowest)
         if threshold is None and len(guesses):
-            near_best = guesses.confidence >= options.share_of_best * guesses.confidence.max()
-            guesses = guesses.select(torch.nonzero(near_best)[:, 0])
-        parts.append(guesses.select(torch.arange(len(guesses), device=presence.device)[:max_instances]))
+            guesses = guesses.select(guesses.confidence >= options.share_of_best * guesses.confidence.max())
+        parts.append(guesses.select(slice(max_instances)))
     return one_name_each(TextInstances.join(parts), options.same_mask_iou)
 
 
@@ -80,11 +71,10 @@ def decode_guesses(
     image: ImageEmbeddings,
     geometry: ImageGeometry,
     text_embedding: Tensor,
+    reading: TextReading,
     query: int,
     points: np.ndarray,
     boxes: np.ndarray,
-    presence: Tensor,
-    probability: Tensor | None,
     options: TextPromptOptions,
 ) -> TextInstances:
     """One instance for each point and each box, with one text (D,): decoded in chunks and scored."""
@@ -100,14 +90,6 @@ def decode_guesses(
             embedded = model.encode_prompts(image, text_embeddings=text_embedding.expand(len(chunk), -1), **geometric)
             multimask = options.multimask_output and name == "points"
             decoded = model.decode_masks(image, embedded, multimask_output=multimask)
-            candidates = score_masks(
-                decoded.low_res_logits.float(),
-                decoded.iou_predictions.float(),
-                query,
-                presence,
-                probability,
-                geometry,
-                options,
-            )
-            parts.append(candidates)
+            logits, predicted_iou = decoded.low_res_logits.float(), decoded.iou_predictions.float()
+            parts.append(score_masks(logits, predicted_iou, reading, query, geometry, options))
     return TextInstances.join(parts)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,26 +9,8 @@ from torch.nn import functional as F
 from textsam.modeling.structures import ImageEmbeddings
 from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.prompts import PROMPTS_PER_BATCH
-from textsam.prompting.text_instances import OUTSIDE, TextInstances, clear_padding
+from textsam.prompting.text_instances import OUTSIDE, TextInstances, TextReading, clear_padding
 from textsam.prompting.transforms import ImageGeometry
-
-
-@dataclass(frozen=True)
-class TextReading:
-    """What Q texts alone say of a photo.
-
-    Attributes:
-        presence: (Q,) in [0, 1], does the named thing appear at all? The geometric mean of two estimates where the
-            model has both: the presence token, and the maximum of a similarity head's map.
-        region_logits: (Q, 4h, 4w) the text's mask, the union of its instances where the model learned that.
-        region_iou: (Q,) its predicted IoU.
-        similarity: (Q, hc, wc) probabilities; None where the model knows of none.
-    """
-
-    presence: Tensor
-    region_logits: Tensor
-    region_iou: Tensor
-    similarity: Tensor | None
 
 
 def read_texts(

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from textsam.prompting.text_instances import OUTSIDE, TextInstances, score_masks
+from textsam.prompting.text_instances import OUTSIDE, TextInstances, TextReading, score_masks
 from textsam.prompting.text_options import TextPromptOptions
-from textsam.prompting.text_reading import TextReading
 from textsam.prompting.transforms import ImageGeometry
 
 LEAST_IOU = 0.1  # that a prediction is believed
@@ -36,15 +35,7 @@ def find_regions(
     near = F.max_pool2d(chosen[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
     parts = torch.where(near & ((logits <= 0) | chosen), logits, OUTSIDE)
     iou = reading.region_iou[query].expand(len(parts))[:, None]
-    return score_masks(
-        parts[:, None],
-        iou,
-        query,
-        reading.presence[query],
-        None if reading.similarity is None else reading.similarity[query],
-        geometry,
-        options,
-    )
+    return score_masks(parts[:, None], iou, reading, query, geometry, options)
 
 
 def explain_regions(regions: TextInstances, guesses: TextInstances, options: TextPromptOptions) -> TextInstances:
@@ -67,5 +58,4 @@ def explain_regions(regions: TextInstances, guesses: TextInstances, options: Tex
         if covered:
             keep_region[number] = False
             keep_guess[members] = True
-    chosen = [regions.select(torch.nonzero(keep_region)[:, 0]), guesses.select(torch.nonzero(keep_guess)[:, 0])]
-    return TextInstances.join(chosen)
+    return TextInstances.join([regions.select(keep_region), guesses.select(keep_guess)])

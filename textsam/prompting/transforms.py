@@ -180,13 +180,12 @@ def postprocess_masks(low_res_logits: Tensor, geometry: ImageGeometry) -> Tensor
     return F.interpolate(upscaled, geometry.original_size_hw, mode="bilinear", align_corners=False)
 
 
-def masks_at_original_size(low_res_logits: Tensor, geometry: ImageGeometry, mask_threshold: float = 0.0) -> np.ndarray:
+def masks_at_original_size(low_res_logits: Tensor, geometry: ImageGeometry) -> np.ndarray:
     """`postprocess_masks`, thresholded, a few masks at a time so that memory does not grow with their number.
 
     Args:
         low_res_logits: (N, 4h, 4w) float.
         geometry: the photo's sizes.
-        mask_threshold: logits above it are inside.
     Returns:
         (N, H, W) bool array on the CPU.
     """
@@ -196,20 +195,19 @@ def masks_at_original_size(low_res_logits: Tensor, geometry: ImageGeometry, mask
     step = max(_UPSCALE_BUDGET // pixels, 1)
     for start in range(0, low_res_logits.shape[0], step):
         logits = postprocess_masks(low_res_logits[start : start + step, None], geometry)
-        masks[start : start + step] = (logits[:, 0] > mask_threshold).cpu().numpy()
+        masks[start : start + step] = (logits[:, 0] > 0).cpu().numpy()
     return masks
 
 
-def mask_to_low_res_logits(masks: np.ndarray, geometry: ImageGeometry, magnitude: float = 10.0) -> Tensor:
+def mask_to_low_res_logits(masks: np.ndarray, geometry: ImageGeometry) -> Tensor:
     """Boolean masks of the photo's size -> logits that can be given back as a mask prompt.
 
     The mask is averaged over the area of each low-resolution pixel, and its share s of foreground becomes the logit
-    magnitude * (2 s - 1). The padding counts as outside, as it does for logits that the decoder drew.
+    10 * (2 s - 1). The padding counts as outside, as it does for logits that the decoder drew.
 
     Args:
         masks: (N, H, W) bool, original pixels.
         geometry: the photo's sizes.
-        magnitude: absolute value of the logits far from an outline.
     Returns:
         (N, 1, 4h, 4w) float32 on the CPU.
     """
@@ -220,7 +218,7 @@ def mask_to_low_res_logits(masks: np.ndarray, geometry: ImageGeometry, magnitude
     if masks.shape[0]:
         foreground = torch.from_numpy(masks.astype(np.float32))[:, None]
         share[..., :rows, :columns] = F.interpolate(foreground, (rows, columns), mode="area")
-    return magnitude * (2.0 * share - 1.0)
+    return 10.0 * (2.0 * share - 1.0)
 
 
 def features_in_input(features: Tensor, geometry: ImageGeometry, stride: int) -> Tensor:
