@@ -109,6 +109,13 @@ def test_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+def test_extras_exist() -> None:
+    declared = (ROOT / "pyproject.toml").read_text("utf-8").split("[project.optional-dependencies]")[1].split("\n[")[0]
+    named = re.findall(r"(?:textsam|\.)\[([a-z]+)\]", README)
+    assert named
+    assert set(named) <= set(re.findall(r"^([a-z]+) = \[", declared, re.MULTILINE))
+
+
 def test_links_to_files_exist() -> None:
     for link in re.findall(r"\]\(([^)#:\"]+)\)", README):
         assert (ROOT / link).exists(), link

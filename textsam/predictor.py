@@ -177,7 +177,8 @@ class TextSam:
                 size, (H, W) or (N, H, W).
             exemplar: in the place of text: (image, mask or box), a picture of the thing and where it is in it, as a
                 bool mask (H, W) or xyxy; finds what looks like it, named "exemplar". Needs a trained text prompt.
-            negative_text: text alone: what must not be found instead; an instance that fits one of these better goes.
+            negative_text: text alone: what must not be found instead. Places that fit one of these better count against
+                an instance, so that it may go, or its mask and confidence change.
             multimask_output: points, boxes, masks: three masks for each prompt set (whole, part, subpart; N * 3 rows),
                 instead of SAM's single mask.
             max_instances: text alone: at most this many for each text, the most confident.
