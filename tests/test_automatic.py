@@ -281,6 +281,7 @@ def test_box_nms_prefers_the_best() -> None:
         ({"crop_n_layers": -1}, "crop_n_layers of at least 0"),
         ({"stability_score_offset": float("nan")}, "stability_score_offset of at least 0, got nan"),
         ({"pred_iou_thresh": float("inf")}, "finite pred_iou_thresh"),
+        ({"pred_iou_thresh": 88}, r"pred_iou_thresh as a share, got 88, as if in percent: write 0.88"),
         ({"crop_overlap_ratio": 1.0}, r"crop_overlap_ratio in \[0, 1\), got 1.0"),
         ({"points_per_side": None, "point_grids": []}, "1 point_grids, one per layer, got 0"),
         ({"points_per_side": None, "point_grids": [np.zeros((3, 3))]}, r"shape \(P, 2\)"),
@@ -289,4 +290,18 @@ def test_box_nms_prefers_the_best() -> None:
 )
 def test_wrong_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        AutomaticOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"points_per_side": "4"}, "points_per_side as a whole number, got '4'"),
+        ({"points_per_side": 4.5}, "points_per_side as a whole number, got 4.5"),
+        ({"box_nms_thresh": "0.7"}, "box_nms_thresh as a number, got '0.7'"),
+        ({"crop_overlap_ratio": None}, "crop_overlap_ratio as a number, got None"),
+    ],
+)
+def test_options_that_are_no_numbers(options: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         AutomaticOptions(**options)

@@ -100,6 +100,7 @@ def with_index(folder: Path, index: dict[str, Any]) -> Path:
 Make = Callable[[Path], object]  # an empty folder -> the argument of load_model
 BAD: dict[str, tuple[Make, type[Exception], str]] = {
     "unknown name": (lambda d: "vit_huge", ValueError, r"no model 'vit_huge'.*textsam-tiny, textsam-tiny-ocr, f"),
+    "name of segment-anything": (lambda d: "vit_l", ValueError, "Did you mean 'facebook/sam-vit-large'"),
     "close name": (lambda d: "sam-vit-bas", ValueError, "Did you mean 'facebook/sam-vit-base'"),
     "empty name": (lambda d: "", ValueError, "Accepted are"),
     "absent .pth": (lambda d: "sam_vit_b_01ec64.pth", FileNotFoundError, "no file or folder 'sam_vit_b_01ec64.pth'"),

@@ -9,6 +9,7 @@ from tiny_models import tiny_model
 
 from textsam.predictor import TextSam
 from textsam.prompting.prompts import check_geometry, check_texts
+from textsam.prompting.questions import spread_prompts
 from textsam.prompting.transforms import ImageGeometry
 
 WIDTH, HEIGHT = 60, 40
@@ -30,6 +31,22 @@ WRONG_PROMPTS = {
     "point right of the image": ({"points": [[61, 4]]}, ValueError, r"x in 0..60, y in 0..40\), got \(61, 4\)"),
     "point below the image": ({"points": [[50, 41]]}, ValueError, r"got \(50, 41\)"),
     "point left of the image": ({"points": [[1, 1], [-1, 4]]}, ValueError, r"got \(-1, 4\)"),
+    "points in shares": (
+        {"points": [[0.5, 0.5], [0.2, 0.9]]},
+        ValueError,
+        r"points in pixels, got values that look normalised, \(0.5, 0.5\): multiply them",
+    ),
+    "box in shares": ({"boxes": [0.2, 0.1, 0.8, 1]}, ValueError, r"boxes in pixels, got .*\(0.2, 0.1, 0.8, 1\)"),
+    "detections in shares": (
+        {"boxes": sv.Detections(np.array([[0, 0.1, 0.8, 0.9]]))},
+        ValueError,
+        "boxes in pixels, got",
+    ),
+    "detections without masks as masks": (
+        {"mask_input": sv.Detections(np.array([[1.0, 2, 3, 4]]))},
+        ValueError,
+        "mask_input with masks, got detections without",
+    ),
     "labels alone": ({"point_labels": [1]}, ValueError, "got labels alone"),
     "labels alone with a box": ({"point_labels": [1], "boxes": [1, 2, 3, 4]}, ValueError, "got labels alone"),
     "label of two": ({"points": [[3, 4]], "point_labels": [2]}, ValueError, "or -1 .*got 2"),
@@ -165,7 +182,7 @@ def test_no_image(photo):
 @pytest.mark.parametrize(
     ("texts", "error", "words"),
     [
-        ((text for text in ["cat"]), TypeError, r'a list of strings such as \["dog", "cat"\], not generator'),
+        ({"cat", "dog"}, TypeError, r'a list of strings such as \["dog", "cat"\], not set'),
         (None, TypeError, "not NoneType"),
         ("", ValueError, "is empty"),
     ],
@@ -173,6 +190,30 @@ def test_no_image(photo):
 def test_wrong_texts_of_presence(model, photo, texts, error, words):
     with pytest.raises(error, match=words):
         model.presence(photo, texts)
+
+
+def test_words_in_the_place_of_the_image(model, photo):
+    model.set_image(photo)
+    with pytest.raises(ValueError, match="got none: 'cat' was taken as the image; write text="):
+        model.predict("cat")
+    with pytest.raises(TypeError, match=r"texts, got none: \['cat'\] was taken as the image; write texts="):
+        model.presence(["cat"])
+    assert np.array_equal(model.presence(texts=["cat"]), model.presence(photo, "cat"))
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"), [("point_coords", "points"), ("box", "boxes"), ("masks", "mask_input"), ("txt", "text")]
+)
+def test_names_of_other_tools(model, photo, name, ours):
+    with pytest.raises(TypeError, match=f"predict has no option '{name}': did you mean {ours}"):
+        model.predict(photo, **{name: 1})
+    with pytest.raises(TypeError, match=f"predict_batch has no option '{name}': did you mean {ours}"):
+        model.predict_batch([photo], **{name: 1})
+
+
+def test_unknown_names_are_told_what_there_is(model, photo):
+    with pytest.raises(TypeError, match=r"predict has no option 'colour': there are image, text, .*return_logits\.$"):
+        model.predict(photo, colour=1)
 
 
 def test_words_without_an_encoder(photo):
@@ -204,6 +245,9 @@ def test_ranking_without_an_encoder_of_crops(photo):
         ({"text": [["cat"]]}, ValueError, "text with one entry for each of 2 images, got 1"),
         ({"text": [["cat"], None]}, ValueError, r"images\[1\]: Expected a prompt, got none"),
         ({"text": "cat", "batch_size": 0}, ValueError, "batch_size of at least 1"),
+        ({"text": "cat", "batch_size": "2"}, TypeError, "batch_size as a whole number, got '2'"),
+        ({"text": 5}, TypeError, "text must be a list of strings such as .*, not int"),
+        ({"points": 5}, TypeError, "points as a list with an entry for each image, got one int"),
         ({}, ValueError, r"images\[0\]: Expected a prompt"),
     ],
 )
@@ -223,10 +267,33 @@ def test_wrong_batches(model, photo, arguments, error, words):
         {"boxes": torch.tensor([[1.0, 2, 3, 4]], dtype=torch.bfloat16)},
         {"mask_input": torch.zeros(1, 1, 16, 16, dtype=torch.bfloat16)},
         {"mask_input": np.zeros((HEIGHT, WIDTH), bool)},
+        {"points": [[0.5, 0.5], [0, 3]]},
+        {"boxes": [0, 0, 1, 1]},
+        {"boxes": [0.2, 0.3, 1.5, 0.9]},
     ],
 )
 def test_unusual_prompts_that_are_right(arguments):
     assert len(check_geometry(ImageGeometry.of((HEIGHT, WIDTH), 64), **arguments)) == 1
+
+
+class Boxes:
+    """What ultralytics' `Boxes` has of what matters here."""
+
+    data = torch.tensor([[1.0, 2, 30, 40, 0.9, 2], [5, 6, 7, 8, 0.8, 0]])
+    xyxy, conf, cls = data[:, :4], data[:, 4], data[:, 5]
+
+
+def test_results_of_other_tools_as_prompts():
+    geometry = ImageGeometry.of((HEIGHT, WIDTH), 64)
+    boxes = check_geometry(geometry, boxes=Boxes())
+    assert np.array_equal(boxes.boxes, check_geometry(geometry, boxes=Boxes.xyxy).boxes)
+    assert (boxes.class_id.tolist(), boxes.class_names) == ([2, 0], ["class 2", "class 0"])
+    masks = np.zeros((2, HEIGHT, WIDTH), bool)
+    masks[0, 5:20, 5:20] = True
+    found = sv.Detections(np.array([[5.0, 5, 19, 19], [0, 0, 0, 0]]), masks, data={"class_name": np.array(["a", "b"])})
+    prompts = check_geometry(geometry, mask_input=found)
+    assert torch.equal(prompts.mask_input, check_geometry(geometry, mask_input=masks).mask_input)
+    assert prompts.class_names == ["a", "b"]
 
 
 def test_empty_prompts_keep_their_axis():
@@ -240,3 +307,11 @@ def test_empty_prompts_keep_their_axis():
 def test_texts_are_stripped():
     assert check_texts(" a cat ") == ["a cat"]
     assert check_texts(("cat", "dog")) == ["cat", "dog"]
+    assert check_texts(np.array(["cat", "dog"])) == check_texts(text for text in ("cat", "dog")) == ["cat", "dog"]
+    assert check_texts(np.array("cat")) == ["cat"]
+
+
+def test_arrays_and_generators_of_texts_for_many_photos():
+    shared = (["cat", "dog"],) + (None,) * 4
+    for text in (np.array(["cat", "dog"]), (text for text in ("cat", "dog"))):
+        assert spread_prompts(2, text, None, None, None, None) == [shared] * 2

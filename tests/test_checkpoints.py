@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -143,6 +144,26 @@ def test_devices_and_dtypes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [resolve_dtype(None, cpu, kind) for kind in ("vit", "mobile")] == [torch.bfloat16, torch.float32]
     monkeypatch.setattr(devices, "has_amx", lambda: False)
     assert resolve_dtype(None, cpu, "vit") == torch.float32
+
+
+def test_devices_by_number_as_in_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_device(-1) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device(1) == torch.device("cuda:1")
+    with pytest.raises(ValueError, match="no device '2' here"):
+        resolve_device(2)
+
+
+def test_another_side(tiny_folder: Path) -> None:
+    assert load(tiny_folder, device="cpu").image_size == 128
+    sam = load(tiny_folder, device="cpu", image_size=96)
+    sam.set_image(np.zeros((40, 60, 3), np.uint8))
+    assert sam.predict(points=[[5, 5]], return_logits=True).data["low_res_logits"].shape == (1, 24, 24)
+    with pytest.raises(ValueError, match=r"multiple of .*, got 100: use 96"):
+        load(tiny_folder, device="cpu", image_size=100)
+    with pytest.raises(TypeError, match="input side as a whole number of pixels, got '96'"):
+        load(tiny_folder, device="cpu", image_size="96")  # type: ignore[arg-type]
 
 
 def test_bfloat16_masks_are_near(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from typer.testing import CliRunner, Result
 import textsam
 from textsam.commands.cli import app
 from textsam.commands.options import parse_boxes, parse_names, parse_points, read_mask
-from textsam.commands.run import object_table
+from textsam.commands.run import object_table, picture_progress
 from textsam.files.rle import decode_mask
 from textsam.files.runs import output_names, run_images, weights_identity
 from textsam.predictor import TextSam
@@ -79,6 +80,16 @@ def test_geometry_gives_the_predictor_s_masks(run: Callable, photo: Path, tiny_f
     with Image.open(out / "overlays" / "cat.png") as overlay:
         assert overlay.size == (226, 150)
     assert "2 objects in 1 picture" in result.output
+
+
+def test_another_side(run: Callable, photo: Path, tiny_folder: Path) -> None:
+    """Also for a run that has the pictures at the model's own side already."""
+    for side in ([], ["--image-size", "96"]):
+        assert run("segment", photo, "--box", "10,10,120,100", *side).exit_code == 0
+    expected = textsam.load(tiny_folder, device="cpu", image_size=96).predict(photo, boxes=[10, 10, 120, 100])
+    (annotation,) = json.loads(Path("out/annotations.json").read_text())["annotations"]
+    assert np.array_equal(decode_mask(annotation["segmentation"]), expected.mask[0])
+    assert "multiple of 16, got 100: use 96" in run("segment", photo, "--text", "cat", "--image-size", "100").output
 
 
 def test_points_labels_and_mask(run: Callable, photo: Path, tiny_folder: Path) -> None:
@@ -236,6 +247,22 @@ def test_what_is_of_no_run_is_not_replaced(run: Callable, folder: Path) -> None:
         Path(place).unlink()
     Path("own/masks/new").rmdir()
     assert "4 pictures, 3 done before" in run(*arguments).stdout
+
+
+def test_two_pictures_of_one_name_do_not_replace_each_other(run: Callable, photo: Path) -> None:
+    box = ("--box", "10,10,120,100")
+    assert run("segment", photo, *box).exit_code == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    Path("other").mkdir()
+    for other in (Path("cat.jpg"), Path("other/cat.png")):
+        Image.open(photo).convert("RGB").save(other)
+        result = run("segment", other, *box)
+        assert result.exit_code == 1
+        assert flat(result.stderr).endswith("cat.png, another picture: give another --out, or --overwrite.")
+        assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+    assert run("segment", "cat.jpg", *box, "--overwrite").exit_code == 0
+    Path("cat.jpg").rename("other/cat.jpg")  # the same picture in another place
+    assert run("segment", "other/cat.jpg", *box).exit_code == 0
 
 
 def change_a_weight(path: str) -> None:
@@ -401,6 +428,36 @@ def test_unknown_model_and_missing_picture(photo: Path) -> None:
     assert "No pictures in empty" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["segment", "generate", "label", "crops", "evaluate", "demo", "export"])
+def test_an_output_folder_that_is_a_file(command: str, photo: Path) -> None:
+    source = {"label": ["--classes", str(photo), "."], "demo": [], "export": []}.get(command, [str(photo)])
+    option = "--onnx" if command == "export" else "--out"
+    result = CliRunner().invoke(app, [command, *source, option, str(photo)])
+    assert result.exit_code == 2
+    assert re.search(rf"'{option}': \w+ '{photo}' is a file\.$", flat(result.stderr))
+
+
+def test_a_class_list_that_is_not_there(photo: Path) -> None:
+    result = CliRunner().invoke(app, ["label", ".", "--classes", "nope.txt"])
+    assert result.exit_code == 2
+    assert re.search(r"'--classes': \w+ 'nope.txt' does not exist\.$", flat(result.stderr))
+
+
+@pytest.mark.parametrize("command", [[], *([command] for command in get_command(app).commands)])
+def test_help_is_short_and_long(command: list[str]) -> None:
+    short, long = (CliRunner().invoke(app, [*command, option]) for option in ("-h", "--help"))
+    assert short.exit_code == long.exit_code == 0
+    assert short.output == long.output
+
+
+def test_progress_shows_file_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr("textsam.commands.run.errors", shown)
+    with picture_progress(1) as advance:
+        advance(Path("a[b].jpg"), "done")
+    assert "a[b].jpg done" in shown.file.getvalue()
+
+
 def test_as_a_program(photo: Path, tiny_folder: Path) -> None:
     """Through the entry point in a process of its own: nothing on stderr when all is well."""
     arguments = ["segment", str(photo), "--model", str(tiny_folder), "--device", "cpu", "--point", "100,70"]
@@ -425,6 +482,8 @@ def test_demo(tiny_folder: Path, in_tmp: Path) -> None:
             assert overlay.size == size
     count = sum(1 for path in Path("demo/masks").rglob("*.png"))
     assert count == len(document["annotations"])
+    asked = [(annotation["image_id"], annotation["category_id"]) for annotation in document["annotations"]]
+    assert len(set(asked)) == len(asked)  # one object of a word
     assert CliRunner().invoke(app, ["demo", "--model", str(tiny_folder)]).exit_code == 0
     for place in ("annotations.json", "overlays/coffee.png", "masks/chelsea/mine.png"):
         path = Path("own", place)

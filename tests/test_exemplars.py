@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import supervision as sv
 import torch
 from miniatures import CLIP_DIM, HashedWords, mobile_miniature
 
@@ -61,6 +62,14 @@ def test_a_box_is_a_filled_mask() -> None:
     np.testing.assert_array_equal(exemplar_mask(PIXELS, mask), mask)
 
 
+def test_one_detection_is_its_mask_or_its_box() -> None:
+    mask = np.zeros((1, 90, 120), bool)
+    mask[0, 20:80, 10:60] = True
+    box = np.array([[10.0, 20, 60, 80]])
+    np.testing.assert_array_equal(exemplar_mask(PIXELS, sv.Detections(box, ~mask)), ~mask[0])
+    np.testing.assert_array_equal(exemplar_mask(PIXELS, sv.Detections(box)), mask[0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -68,6 +77,8 @@ def test_a_box_is_a_filled_mask() -> None:
         ({"exemplar": (PIXELS, [1, 2, 3])}, r"got int64 of shape \(3,\)"),
         ({"exemplar": (PIXELS, np.ones((4, 4), bool))}, r"bool mask of shape \(90, 120\)"),
         ({"exemplar": (PIXELS, [200, 10, 300, 20])}, "at least one pixel inside"),
+        ({"exemplar": (PIXELS, [0.2, 0.1, 0.8, 0.9])}, "exemplar's box in pixels, got values that look normalised"),
+        ({"exemplar": (PIXELS, sv.Detections(np.ones((2, 4))))}, r"one detection as exemplar, got 2: pick one"),
         ({"exemplar": (PIXELS, [0, 0, 9, 9]), "text": "cat"}, "in the place of text"),
     ],
 )

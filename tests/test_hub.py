@@ -133,6 +133,20 @@ def test_push_a_model_with_its_card(
     np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-3)  # its text encoder is stored in float16
 
 
+def test_a_model_saved_here_keeps_its_words(tiny_folder: Path, tmp_path: Path) -> None:
+    sam = textsam.load(tiny_folder, device="cpu", dtype="float32")
+    (tmp_path / "extra_names.safetensors").touch()  # of a model that lay here before
+    sam.save_pretrained(tmp_path)
+    again = textsam.load(tmp_path, device="cpu", dtype="float32")
+    photo = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    one, other = (each.predict(photo, text="cat", threshold=0.0) for each in (sam, again))
+    assert len(one) > 0
+    assert np.array_equal(one.mask, other.mask)
+    public = textsam.TextSam(tiny_model(), lambda: None)  # an encoder that is fetched when it is needed
+    public.save_pretrained(tmp_path / "public")
+    assert not (tmp_path / "public/text_encoder").exists()
+
+
 def test_push_an_adapter_of_its_own(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     trained = tiny_model(text_trained=True)

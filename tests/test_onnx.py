@@ -316,6 +316,14 @@ def test_int8(exported: tuple[textsam.TextSam, Path], tmp_path: Path, cat_photo:
     assert not np.array_equal(whole, small)
 
 
+def test_export_says_that_it_does_not_read(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("textsam.commands.export.export_onnx", lambda *arguments, **options: [])
+    for model, told in ((str(tiny_folder), False), ("textsam-tiny-ocr", True)):
+        result = CliRunner().invoke(app, ["export", "--onnx", str(tmp_path / "out"), "--model", model])
+        assert result.exit_code == 0, result.output
+        assert ("one rough mask of all text" in " ".join(result.output.split())) == told
+
+
 def test_what_is_of_no_export_stays(tmp_path: Path, tiny_folder: Path) -> None:
     shutil.copytree(tiny_folder, tmp_path / "model")
     with pytest.raises(FileExistsError, match=r"config\.json is of no export, and would be replaced"):

@@ -382,7 +382,7 @@ def test_generate_is_the_automatic_masks(sam, photo):
     np.testing.assert_allclose(found.confidence, expected.predicted_iou.clip(0, 1))
     assert found.data["point_coords"].shape == (len(found), 2)
     assert set(found.data["class_name"]) == {"object"}
-    none = sam.generate(pred_iou_thresh=100.0, points_per_side=2)
+    none = sam.generate(pred_iou_thresh=2.0, points_per_side=2)
     assert none.mask.shape == (0, *photo.shape[:2])
     assert set(none.data) == set(found.data)
 
@@ -465,3 +465,17 @@ def test_the_model_stays_trainable_after_use(photo):
     )
     out.low_res_logits.sum().backward()
     assert model.prompt_encoder.text_embed.weight.grad.abs().sum() > 0
+
+
+def test_another_dtype_and_back(tmp_path):
+    sam = TextSam(mobile_miniature().bfloat16().float(), HashedWords())  # weights that lose nothing on the way
+    assert repr(sam) == "TextSam(mobile encoder, 128 px, text trained, torch.float32, cpu, no image set)"
+    photo = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    sam.use_cache(tmp_path)
+    sam.set_image(photo)
+    before = sam.predict(points=[[30, 20]])
+    assert sam.to(torch.bfloat16) is sam
+    assert "torch.bfloat16, cpu, an image set" in repr(sam)
+    found = sam.predict(points=[[30, 20]])
+    assert (found.mask == before.mask).mean() > 0.9
+    assert np.array_equal(sam.to("cpu", torch.float32).predict(points=[[30, 20]]).confidence, before.confidence)

@@ -48,6 +48,19 @@ def test_punctuation_and_spaces_do_not_matter(text: str) -> None:
     assert clean_text(text) == "a dog"
 
 
+def test_one_string_is_one_text() -> None:
+    assert QueryList.parse("cat") == QueryList.parse(["cat"])
+    assert QueryList.parse("cat\n!dog = wolf") == QueryList.parse(["cat", "!dog = wolf"])
+    assert Query("cat", "cat") == Query("cat", ("cat",)) == Query("cat", ["cat"])
+    assert QueryList((Query("cat", "cat"),), "dog").negative_texts == ("dog",)
+
+
+@pytest.mark.parametrize(("lines", "got"), [(["cat", 3], "got int as line 2"), (None, "got NoneType")])
+def test_classes_that_are_no_text(lines: object, got: str) -> None:
+    with pytest.raises(TypeError, match=f"classes as lines of text, {got}"):
+        QueryList.parse(lines)  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def sam() -> TextSam:
     sam = TextSam(mobile_miniature(), HashedWords())
@@ -101,3 +114,23 @@ def test_limits_count_by_class(sam: TextSam) -> None:
     found = find_queries(sam, None, queries, threshold=0.0, max_instances=1)
     assert list(found.class_id) == sorted(set(every.class_id.tolist()))
     assert found.confidence.max() == every.confidence.max()
+
+
+def test_plain_lists_of_names(sam: TextSam) -> None:
+    expected = find_queries(sam, None, QueryList.parse(["cat", "dog"]), threshold=0.0)
+    found = find_queries(sam, None, ["cat", "dog"], threshold=0.0)
+    assert np.array_equal(found.mask, expected.mask)
+    assert find_queries(sam, None, "cat", threshold=0.0).data["class_name"][0] == "cat"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"max_instances": -1}, ValueError, "max_instances of at least 1, got -1"),
+        ({"threshold": 5}, ValueError, r"threshold in \[0, 1\], got 5"),
+        ({"threshold": "0.5"}, TypeError, "threshold as a number"),
+    ],
+)
+def test_numbers_are_checked_also_where_classes_have_their_own(sam, options, error, words) -> None:
+    with pytest.raises(error, match=words):
+        find_queries(sam, None, ["cat @ 0.2"], **options)

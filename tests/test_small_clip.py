@@ -104,6 +104,17 @@ def test_wrong_texts(text_encoder: SmallTextEncoder, texts: Any, error: type[Exc
         text_encoder.encode(texts)
 
 
+def test_an_unknown_word_is_told_what_the_model_was_trained_for(text_encoder: SmallTextEncoder) -> None:
+    wider = text_encoder.with_names(["word", "text line"], torch.eye(2, 24), {})
+    with pytest.raises(
+        UnknownNameError, match=r"know 'caption'\. This model was trained for 'word', 'text line'\."
+    ) as got:
+        wider.encode(["dog", "caption"])
+    assert got.value.suggestions == text_encoder.vocabulary.suggest("caption")
+    with pytest.raises(UnknownNameError, match="several things"):
+        wider.encode(["dog, word"])
+
+
 def test_word_features_are_the_same_everywhere() -> None:
     """Hashes must not depend on the process or the platform: the weights are learned for them."""
     assert word_features("dog", 2048) == (1932, 106, 1560, 381, 926, 1476)
@@ -199,8 +210,12 @@ def test_crops_of_a_data_folder(tmp_path: Path, crop_encoder: SmallCropEncoder) 
     rle["counts"] = rle["counts"].decode()
     categories = [{"id": 1, "name": "dogs"}, {"id": 2, "name": "unicorn"}]
     objects = [(1, 0), (2, 0), (1, 1)] + [(1, 0)] * 200
-    annotations = [{"image_id": 7, "category_id": c, "iscrowd": crowd, "segmentation": rle} for c, crowd in objects]
-    images = [{"id": 7, "file_name": "a.png"}]
+    annotations = [
+        {"id": i, "image_id": 7, "category_id": category, "iscrowd": crowd, "segmentation": rle}
+        for i, (category, crowd) in enumerate(objects)
+    ]
+    height, width = picture().shape[:2]
+    images = [{"id": 7, "file_name": "a.png", "height": height, "width": width}]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "train.json").write_text(json.dumps(content))
     found = list_crops(tmp_path, "train", Vocabulary(NAMES), random.Random(0))

@@ -398,7 +398,7 @@ def test_crops_command(run: Callable, photo: Path, text_folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["text stroke", "Text stroke"])
+@pytest.mark.parametrize("text", ["text stroke", "Text stroke", "a text-stroke"])
 def test_segment_command_asks_for_a_level(run: Callable, photo: Path, text_folder: Path, text: str) -> None:
     result = run("segment", photo, "--text", text, "--threshold", 0)
     assert result.exit_code == 0, result.output
@@ -435,6 +435,24 @@ def test_bad_commands(run: Callable, photo: Path, arguments: list[str], message:
     result = run(*arguments)
     assert result.exit_code in (1, 2)
     assert message in " ".join(result.output.replace("│", " ").split())
+
+
+def test_crops_read_with_the_model_for_written_text(photo: Path) -> None:
+    result = CliRunner().invoke(app, ["crops", str(photo), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "textsam-tiny-ocr" in Path("crops/records/cat.json").read_text()
+    assert "[default: textsam-tiny-ocr]" in " ".join(CliRunner().invoke(app, ["crops", "-h"]).output.split())
+
+
+def test_two_pictures_of_one_name_do_not_replace_each_other(run: Callable, photo: Path) -> None:
+    assert run("crops", photo, "--level", "word").exit_code == 0
+    before = Path("crops/records/cat.json").read_bytes()
+    Image.open(photo).convert("RGB").save("cat.jpg")
+    result = run("crops", "cat.jpg", "--level", "word")
+    assert result.exit_code == 1
+    assert "cat.png, another picture: give another --out, or --overwrite." in result.stderr
+    assert Path("crops/records/cat.json").read_bytes() == before
+    assert run("crops", "cat.jpg", "--level", "word", "--overwrite").exit_code == 0
 
 
 def test_crops_with_a_model_that_does_not_read(photo: Path, tiny_folder: Path) -> None:

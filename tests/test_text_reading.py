@@ -13,12 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 from written import CONFIG, box, paint, reader
 
 import textsam
+from textsam.checkpoints.encoders import EXTRA_NAMES, packaged_folder, read_extra_names
 from textsam.language.queries import QueryList
 from textsam.model import TextSamConfig, TextSamModel
 from textsam.predictor import TextSam
 from textsam.prompting.encoded_image import encode_images
 from textsam.queries import find_queries
-from textsam.text_regions.levels import TextRegionConfig
+from textsam.text_regions.levels import ALIASES, LEVELS, TextRegionConfig, level_of
 from textsam.text_regions.maps import TileAnswer, model_reader, scales_for
 from textsam.text_regions.options import TextReadingOptions
 from textsam.text_regions.quads import polygon_iou
@@ -311,6 +312,38 @@ def test_read_text_regions_takes_a_level_in_any_case(sam: TextSam, cat_photo: np
     found, expected = (read_text_regions(sam, photo, level) for level in ("Text Line", "text line"))
     np.testing.assert_array_equal(found.data["quad"], expected.data["quad"])
     assert len(found) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("words", "word"), ("a word", "word"), ("text lines", "text line"), ("text-line", "text line"),
+        ("Text_Line", "text line"), ("texts", "text"), ("text blocks", "text block"), ("the text.", "text"),
+        ("paragraphs", "text block"), ("lettering", "text"), ("line", None), ("caption", None), ("sword", None),
+        ("word, text", None), ("", None),
+    ],
+)  # fmt: skip
+def test_levels_by_the_rules_of_the_vocabulary(text: str, level: str | None) -> None:
+    assert level_of(text) == level
+    if level is not None:
+        options = TextReadingOptions()
+        assert options.least_score(text) == options.least_score(level)
+
+
+def test_what_the_text_encoder_takes_for_a_level_is_read() -> None:
+    names, _, aliases = read_extra_names(packaged_folder("textsam-tiny-ocr") / EXTRA_NAMES)
+    assert (tuple(names), aliases) == (LEVELS, ALIASES)
+
+
+def test_plurals_and_articles_are_read_by_tiles(sam: TextSam, cat_photo: np.ndarray) -> None:
+    photo = cat_photo[:100, :150]
+    expected = sam.predict(photo, text=["word", "text line"])
+    found = sam.predict(photo, text=["words", "a text-line"])
+    np.testing.assert_array_equal(found.data["quad"], expected.data["quad"])
+    assert set(found.data["class_name"]) == {"words", "a text-line"}  # as it was asked
+    assert set(found.data["level"]) == {"word", "text line"}
+    again = read_text_regions(sam, photo, "words")
+    np.testing.assert_array_equal(again.data["quad"], expected.data["quad"][expected.class_id == 0])
 
 
 def test_a_video_is_read_as_its_frames(sam: TextSam, cat_photo: np.ndarray) -> None:

@@ -253,6 +253,15 @@ def test_masks_follow_nothing_until_something_is_found() -> None:
     assert [each.tracker_id.tolist() for each in found[2:4]] == [[], [1, 2]]
 
 
+def test_masks_ask_every_frame_while_nothing_is_followed() -> None:
+    sam = Colours()
+    tracker = MaskTracking(sam, ["red", "blue"], threshold=0.5, ask_every=10)
+    frames = squares()
+    frames[0][:] = frames[3][:] = 128
+    assert [len(tracker(frame)) for frame in frames] == [0, 2, 2, 0, 2, 2]
+    assert sam.asked == 4  # not in the frames in which masks follow
+
+
 class Unnamed(Colours):
     """As a model whose text prompt was not trained: what is followed has no presence. It can overlook things."""
 
@@ -275,6 +284,12 @@ def test_masks_go_on_where_asking_overlooks_something() -> None:
     found = tracker(second)
     assert dict(zip(found.data["class_name"], found.tracker_id, strict=True)) == {"red": 1, "blue": 2}
     assert sorted(found.data) == ["class_name", "predicted_iou"]
+
+
+def test_one_string_is_one_text() -> None:
+    for tracker in (ByteTracking, MaskTracking):
+        made = tracker(Colours(), "red", negative_texts="blue")
+        assert (made.texts, made.negative_texts) == (["red"], ["blue"])
 
 
 def test_a_slow_video_may_miss_an_object_once() -> None:

@@ -14,19 +14,23 @@ if TYPE_CHECKING:
     from textsam.checkpoints.publishing import push_adapter, push_to_hub
     from textsam.huggingface.processing import TextSamProcessor
     from textsam.language.clip import CropEncoder, TextEncoder
+    from textsam.language.queries import QueryList
     from textsam.model import TextSamConfig, TextSamModel
     from textsam.predictor import TextSam
+    from textsam.queries import find_queries
     from textsam.text_regions.read import read_text_regions
 
 __version__ = "0.1.0"
 __all__ = [
     "CropEncoder",
+    "QueryList",
     "TextEncoder",
     "TextSam",
     "TextSamConfig",
     "TextSamModel",
     "TextSamProcessor",
     "__version__",
+    "find_queries",
     "load",
     "push_adapter",
     "push_to_hub",
@@ -35,11 +39,13 @@ __all__ = [
 
 _HOME = {
     "CropEncoder": "textsam.language.clip",
+    "QueryList": "textsam.language.queries",
     "TextEncoder": "textsam.language.clip",
     "TextSam": "textsam.predictor",
     "TextSamConfig": "textsam.model",
     "TextSamModel": "textsam.model",
     "TextSamProcessor": "textsam.huggingface.processing",
+    "find_queries": "textsam.queries",
     "load": "textsam.checkpoints.loading",
     "push_adapter": "textsam.checkpoints.publishing",
     "push_to_hub": "textsam.checkpoints.publishing",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from textsam.checkpoints.encoders import save_encoders
 from textsam.files.embedding_cache import DEFAULT_MAX_BYTES, CachedTexts, EmbeddingCache
 from textsam.files.images import read_image
 from textsam.language.words import Words
@@ -25,7 +27,7 @@ from textsam.prompting.cached_encoding import CachedImageEncoder
 from textsam.prompting.detections import to_detections, to_numpy
 from textsam.prompting.encoded_image import EncodedImage, encode_images
 from textsam.prompting.exemplars import EXEMPLAR_NAME, exemplar_embedding
-from textsam.prompting.prompts import GeometricPrompts, check_geometry, check_texts
+from textsam.prompting.prompts import GeometricPrompts, check_geometry, check_texts, listed_texts
 from textsam.prompting.questions import Question, ask, spread_prompts
 from textsam.prompting.ranker import NAMES_NOTICE, Ranker
 from textsam.prompting.ranking import RankingOptions
@@ -40,7 +42,24 @@ from textsam.text_regions.reader import TextRegionReader
 if TYPE_CHECKING:
     import supervision as sv
 
-    from textsam.model import TextSamModel
+    from textsam.model import TextSamConfig, TextSamModel
+
+# What other tools call the arguments of `predict`.
+_NAMES_ELSEWHERE = {
+    "point_coords": "points",
+    "input_points": "points",
+    "input_labels": "point_labels",
+    "labels": "point_labels",
+    "bboxes": "boxes",
+    "box": "boxes",
+    "input_boxes": "boxes",
+    "masks": "mask_input",
+    "mask": "mask_input",
+    "input_masks": "mask_input",
+    "texts": "text",
+    "prompt": "text",
+    "box_threshold": "threshold",
+}
 
 
 class TextSam:
@@ -52,7 +71,7 @@ class TextSam:
             word comes; None: no words.
         crop_encoder: masks to CLIP embeddings, or a function that makes it when it is needed, by ranking or by a model
             with `dense_text`.
-        image_size: side in pixels that photos are resized to; None: the model's own.
+        image_size: side in pixels that photos are resized to, a multiple of the patch size; None: the model's own.
         pad_to_square: False encodes photos that are not square without their padding: faster, not bit for bit SAM.
         text_options: constants of text prompting. ranking_options: those of text by ranking. reading_options: those of
             reading written text.
@@ -73,6 +92,7 @@ class TextSam:
         config = model.config
         self.network = model.eval()
         self.image_size = config.image_size if image_size is None else image_size
+        ImageGeometry.of((1, 1), self.image_size, config.patch_size)  # refuses a side that cannot be
         self.pad_to_square = pad_to_square
         self.text_options = text_options or TextPromptOptions()
         # Encoders of words and crops that travel with the model; None for those that are made on first use.
@@ -111,6 +131,45 @@ class TextSam:
         from textsam.model import TextSamModel
 
         return TextSamModel.of(self.network)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes all that `textsam.load(folder)` needs: the model, and the small encoders if it has them.
+
+        A public CLIP is only referred to, by the configuration. (`model.save_pretrained` writes the model alone.)
+
+        Args:
+            folder: made when missing.
+        Raises:
+            ValueError: the encoder was quantised, for which the files have no form.
+        """
+        self.model.save_pretrained(folder)
+        save_encoders(folder, self.carried_encoders)
+
+    def to(self, *args: Any, **kwargs: Any) -> TextSam:
+        """Takes the model to another device or dtype, as `torch.nn.Module.to`, and returns this object.
+
+        The photo that is set is encoded again. A shorter dtype rounds the weights for good. The encoders of words and
+        crops stay where they are.
+        """
+        self.network.to(*args, **kwargs)
+        if self._cached is not None:  # its keys hold the dtype
+            self._cached = CachedImageEncoder(self._cached.cache, self.network, self.image_size, self.pad_to_square)
+        if self._image is not None:
+            self.set_image(self._image.pixels)
+        return self
+
+    def __repr__(self) -> str:
+        config, network = self.network.config, self.network
+        text = "trained" if config.text_trained else "by ranking"
+        return (
+            f"TextSam({config.encoder_type} encoder, {self.image_size} px, text {text}, {network.dtype}, "
+            f"{network.device}, {'no image' if self._image is None else 'an image'} set)"
+        )
+
+    @property
+    def config(self) -> TextSamConfig:
+        """The network's configuration as transformers has it, which its pipelines ask for."""
+        return self.model.config
 
     @property
     def device(self) -> torch.device:
@@ -158,6 +217,7 @@ class TextSam:
         max_instances: int | None = None,
         threshold: float | None = None,
         return_logits: bool = False,
+        **others: NoReturn,
     ) -> sv.Detections:
         """Masks of what is asked for. All coordinates are pixels of the original photo.
 
@@ -169,14 +229,17 @@ class TextSam:
 
         Args:
             image: the photo, which does not replace the one that is set; None: the one that is set.
-            text: one text or several. With points, boxes or masks: one for all prompt sets, or one for each.
+            text: one text or several, in a list, an array or an iterator. With points, boxes or masks: one for all
+                prompt sets, or one for each.
             points: (K, 2) xy for one object, or (N, K, 2).
             point_labels: (K,) or (N, K): 1 foreground, 0 background, -1 fills up a short row; None: all foreground.
-            boxes: (4,) xyxy, (N, 4), or the `sv.Detections` of any detector, whose class names are kept.
+            boxes: (4,) xyxy, (N, 4), or the `sv.Detections` of any detector, whose class names are kept, or
+                ultralytics' `Boxes`.
             mask_input: logits of a former result, (4h, 4w), (N, 4h, 4w) or (N, 1, 4h, 4w); or bool masks of the photo's
-                size, (H, W) or (N, H, W).
+                size, (H, W) or (N, H, W); or `sv.Detections` with masks.
             exemplar: in the place of text: (image, mask or box), a picture of the thing and where it is in it, as a
-                bool mask (H, W) or xyxy; finds what looks like it, named "exemplar". Needs a trained text prompt.
+                bool mask (H, W), xyxy, or `sv.Detections` of one object; finds what looks like it, named "exemplar".
+                Needs a trained text prompt.
             negative_text: text alone: what must not be found instead. Places that fit one of these better count against
                 an instance, so that it may go, or its mask and confidence change.
             multimask_output: points, boxes, masks: three masks for each prompt set (whole, part, subpart; N * 3 rows),
@@ -192,13 +255,20 @@ class TextSam:
             stability_score, prompt_index, mask_index, with text presence, and agreement where the text can be compared
             with the mask.
         Raises:
-            ValueError, TypeError: a prompt that cannot be meant, saying what is expected, what came, and the mend;
-            or as `read_image`. The photo that is set stays set.
+            ValueError, TypeError: a prompt that cannot be meant, saying what is expected, what came, and the mend, or
+            an argument by another tool's name (others); or as `read_image`. The photo that is set stays set.
         """
+        if others:
+            _refuse_names("predict", others, _arguments(self.predict))
         if exemplar is not None:
             if any(value is not None for value in (text, points, point_labels, boxes, mask_input)):
                 raise ValueError("Expected exemplar in the place of text, points, boxes and masks, got both: drop one.")
             text = EXEMPLAR_NAME
+        if isinstance(image, str) and all(value is None for value in (text, points, point_labels, boxes, mask_input)):
+            raise ValueError(
+                f"Expected a prompt, got none: {image!r} was taken as the image; write text=... for words, or give "
+                "points, boxes or mask_input."
+            )
         question = ask(
             text, points, point_labels, boxes, mask_input,
             negative_text, multimask_output, max_instances, threshold, return_logits,
@@ -233,6 +303,7 @@ class TextSam:
         threshold: float | None = None,
         return_logits: bool = False,
         batch_size: int | None = None,
+        **others: NoReturn,
     ) -> list[sv.Detections]:
         """`predict` on many photos, encoded several at a time. The photo that is set is left alone.
 
@@ -247,9 +318,13 @@ class TextSam:
         Raises:
             As `predict`, saying which photo.
         """
+        if others:
+            _refuse_names("predict_batch", others, _arguments(self.predict_batch))
         if isinstance(images, (str, bytes, np.ndarray, Tensor)) or not isinstance(images, Sequence):
             raise TypeError(f"Expected a list of images, got {type(images).__name__}: for one photo call predict.")
         size = (1 if self.device.type == "cpu" else 4) if batch_size is None else batch_size
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
+            raise TypeError(f"Expected batch_size as a whole number, got {size!r}: leave it out for the default.")
         if size < 1:
             raise ValueError(f"Expected batch_size of at least 1, got {batch_size}: leave it out for the default.")
         per_image = spread_prompts(len(images), text, points, point_labels, boxes, mask_input)
@@ -276,17 +351,20 @@ class TextSam:
         return results
 
     @torch.inference_mode()
-    def presence(self, image: Any, texts: Sequence[str]) -> np.ndarray:
+    def presence(self, image: Any = None, texts: str | Sequence[str] | None = None) -> np.ndarray:
         """Does each named thing appear in the photo at all?
 
         Args:
             image: the photo; None: the one that is set.
-            texts: Q texts.
+            texts: Q texts, or one.
         Returns:
             (Q,) float32 in [0, 1].
         Raises:
             As `predict`.
         """
+        if texts is None and isinstance(image, (str, list, tuple)):
+            raise TypeError(f"Expected texts, got none: {image!r} was taken as the image; write texts=... for words.")
+        texts = listed_texts(texts)
         names = [] if isinstance(texts, (list, tuple)) and not texts else check_texts(texts)
         encoded = self._current_image() if image is None else self._encode([read_image(image)])[0]
         if not names:
@@ -311,14 +389,11 @@ class TextSam:
             ("object"), point_coords (N, 2), the point that asked for each mask, and crop_box (N, 4), the part of the
             photo that it was found in.
         Raises:
-            TypeError: an option that does not exist, naming those that do. ValueError: a value out of its range.
+            TypeError: an option that does not exist, naming those that do, or a value that is no number.
+            ValueError: a value out of its range.
         """
         names = [field.name for field in fields(AutomaticOptions)]
-        for name in options:
-            if name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}."
-                raise TypeError(f"generate has no option {name!r}: {hint}")
+        _refuse_names("generate", [name for name in options if name not in names], names)
         checked = AutomaticOptions(**options)
         encoded = self._current_image() if image is None else self._encode([read_image(image)])[0]
         return self._generate(encoded, checked)
@@ -405,6 +480,21 @@ class TextSam:
             "crop_box": found.crop_boxes_xyxy,
         }
         return to_detections(found.masks(), confidence=found.predicted_iou.clip(0, 1), data=data)
+
+
+def _arguments(method: Callable[..., Any]) -> list[str]:
+    """The names that a method's arguments have."""
+    every = inspect.signature(method).parameters.values()
+    return [each.name for each in every if each.kind is not inspect.Parameter.VAR_KEYWORD]
+
+
+def _refuse_names(function: str, unknown: Iterable[str], known: Sequence[str]) -> None:
+    """A TypeError for an argument that does not exist, naming the one that is meant, or all."""
+    for name in unknown:
+        meant = _NAMES_ELSEWHERE.get(name)
+        close = [meant] if meant in known else difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}."
+        raise TypeError(f"{function} has no option {name!r}: {hint}")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from textsam.language.queries import QueryList
 from textsam.predictor import TextSam
 from textsam.prompting.detections import best_of_group, mask_nms
+from textsam.prompting.prompts import check_max_instances, check_threshold
 from textsam.text_regions.options import TextReadingOptions
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 def find_queries(
     sam: TextSam,
     image: Any,
-    queries: QueryList,
+    queries: QueryList | str | Sequence[str],
     *,
     max_instances: int | None = None,
     threshold: float | None = None,
@@ -32,13 +34,18 @@ def find_queries(
 
     Args:
         image: the photo; None: the one that is set.
-        queries: classes; a threshold of a class goes before `threshold`.
+        queries: classes, or their lines as `QueryList.parse` takes them, of which plain names are the simplest; a
+            threshold of a class goes before `threshold`.
         max_instances: for each class, the most confident.
         threshold: for classes without one of their own; None: the model's default.
     Returns:
         as `TextSam.predict`, levels of written text in reading order, with class_id and class_name those of the
         classes, and data["query_text"] the synonym.
+    Raises:
+        ValueError, TypeError: as `TextSam.predict` and `QueryList.parse`.
     """
+    queries = queries if isinstance(queries, QueryList) else QueryList.parse(queries)
+    max_instances, threshold = check_max_instances(max_instances), check_threshold(threshold)
     if sam.text_reader is not None and sam.text_reader.levels_asked(queries.texts):
         return _find_written_text(sam, image, queries, max_instances, threshold, sam.text_reader.options)
     options = sam.text_options if sam.network.config.text_trained else sam.ranking_options

@@ -41,7 +41,7 @@ class ByteTracking:
     """Every frame is asked; ByteTrack (of the `trackers` package), one for each text, joins boxes.
 
     Args:
-        texts: what to find.
+        texts: what to find, one text or several.
         frame_rate: frames per second.
         threshold: least confidence of a new object; None: the model's own.
         negative_texts: as in `TextSam.predict`.
@@ -52,17 +52,17 @@ class ByteTracking:
     def __init__(
         self,
         sam: TextSam,
-        texts: Sequence[str],
+        texts: str | Sequence[str],
         *,
         frame_rate: float = 30.0,
         threshold: float | None = None,
-        negative_texts: Sequence[str] = (),
+        negative_texts: str | Sequence[str] = (),
     ) -> None:
         try:
             from trackers import ByteTrackTracker
         except ImportError as error:
             raise ImportError('ByteTrack needs trackers: pip install "textsam[video]", or track by masks.') from error
-        self.sam, self.texts, self.negative_texts = sam, list(texts), list(negative_texts) or None
+        self.sam, self.texts, self.negative_texts = sam, _listed(texts), _listed(negative_texts) or None
         self.thresholds = _thresholds(sam, self.texts, threshold)
         only_sure = threshold is None and sam.network.config.text_trained and not _levels(sam, self.texts)
         self.share_of_best = sam.text_options.share_of_best if only_sure else 0.0
@@ -128,7 +128,8 @@ class MaskTracking:
 
     Args:
         texts, threshold, negative_texts: as `ByteTracking`.
-        ask_every: frames from one asking for the words, which finds new objects, to the next.
+        ask_every: frames from one asking for the words, which finds new objects, to the next; while nothing is
+            followed, every frame is asked.
         iou_threshold: an object that is asked for is one that is followed when their masks' IoU is at least this.
     Raises:
         ValueError: levels of written text, which are read and not asked for with masks; or ask_every below 1.
@@ -137,22 +138,22 @@ class MaskTracking:
     def __init__(
         self,
         sam: TextSam,
-        texts: Sequence[str],
+        texts: str | Sequence[str],
         *,
         threshold: float | None = None,
-        negative_texts: Sequence[str] = (),
+        negative_texts: str | Sequence[str] = (),
         ask_every: int = 10,
         iou_threshold: float = 0.3,
     ) -> None:
         if ask_every < 1:
             raise ValueError(f"Expected ask_every of at least 1 frame, got {ask_every}.")
-        levels = _levels(sam, texts)
+        levels = _levels(sam, _listed(texts))
         if levels:
             raise ValueError(
                 f"Expected texts that masks can follow, got {levels[0]!r}, a level of written text, which is read anew "
                 "on every frame: use ByteTracking, or --track bytetrack."
             )
-        self.sam, self.texts, self.negative_texts = sam, list(texts), list(negative_texts) or None
+        self.sam, self.texts, self.negative_texts = sam, _listed(texts), _listed(negative_texts) or None
         self.asked_from, self.threshold = threshold, _threshold(sam, threshold)
         self.ask_every, self.iou_threshold = ask_every, iou_threshold
         self._followed: Any = None
@@ -161,7 +162,7 @@ class MaskTracking:
     def __call__(self, frame: RgbImage) -> sv.Detections:
         self.sam.set_image(frame)
         followed = self._follow()
-        if self._frames % self.ask_every == 0:
+        if self._frames % self.ask_every == 0 or followed is None or not len(followed):
             asked = self.sam.predict(
                 text=self.texts, negative_text=self.negative_texts, threshold=self.asked_from, return_logits=True
             )
@@ -216,6 +217,10 @@ def _common(parts: list[Any]) -> list[Any]:
     for part in parts:
         part.data = {key: part.data[key] for key in shared}
     return parts
+
+
+def _listed(texts: str | Sequence[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def _levels(sam: TextSam, texts: Sequence[str]) -> list[str]:

@@ -9,8 +9,9 @@ import torch
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """None: cuda, else mps, else cpu. Otherwise the device named, if it is there.
+def resolve_device(device: str | int | torch.device | None) -> torch.device:
+    """None: cuda, else mps, else cpu. Otherwise the device named, if it is there; a number as transformers' pipelines
+    have it: that of a GPU, or -1 for the CPU.
 
     Raises:
         ValueError: there is no such device, naming those that are there.
@@ -27,7 +28,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device(there[0])
     try:
-        resolved = torch.device(device)
+        resolved = torch.device("cpu" if device == -1 else device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"There is no device {device!r}; this machine has {', '.join(there)}.") from error
     count = torch.cuda.device_count() if resolved.type == "cuda" else 1

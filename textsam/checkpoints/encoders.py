@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -72,6 +72,15 @@ def small_encoders(
             f"(crops), but the model's clip_dim is {config.clip_dim}."
         )
     return text_encoder.to(device), crop_encoder.to(device)
+
+
+def save_encoders(folder: str | Path, encoders: Sequence[Any]) -> None:
+    """Into a model's folder those of its encoders of words and of crops that travel with it; a public CLIP is only
+    referred to, by the configuration."""
+    for name, encoder in zip((TEXT_ENCODER, CROP_ENCODER), encoders, strict=True):
+        if hasattr(encoder, "save_pretrained"):
+            encoder.save_pretrained(Path(folder) / name)
+            (Path(folder) / EXTRA_NAMES).unlink(missing_ok=True)  # of a former model; it would go before this encoder
 
 
 def write_extra_names(path: Path, names: Sequence[str], embeddings: Tensor, aliases: Mapping[str, str]) -> None:

@@ -49,6 +49,13 @@ __all__ = ["EMBEDDED", "KNOWN_NAMES", "load", "load_adapter", "load_model", "sav
 
 PACKAGED = (EMBEDDED, "textsam-tiny-ocr")
 KNOWN_NAMES = (*PACKAGED, "facebook/sam-vit-base", "facebook/sam-vit-large", "facebook/sam-vit-huge")
+# The keys of segment-anything's `sam_model_registry`, of which "default" is the largest.
+_NAMES_OF_META = {
+    "vit_b": "facebook/sam-vit-base",
+    "vit_l": "facebook/sam-vit-large",
+    "vit_h": "facebook/sam-vit-huge",
+    "default": "facebook/sam-vit-huge",
+}
 ACCEPTED = (
     f"one of {', '.join(KNOWN_NAMES)}; the Hub id (organisation/name) or folder of a model that TextSAM or "
     "transformers' SamModel saved; or a sam_vit_*.pth in Meta's layout"
@@ -70,9 +77,10 @@ def load(
     *,
     clip: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
-    device: str | torch.device | None = None,
+    device: str | int | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     quantize: str | None = None,
+    image_size: int | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
@@ -87,11 +95,14 @@ def load(
         clip: encoders of words and crops by open_clip's name and tag, such as "ViT-B-32:openai" or "hf-hub:org/name",
             instead of those that the model names. Its width must be the one that the text prompt was trained for.
         adapter: a trained text prompt for a model that has none: a file, a folder or a Hub id; see `save_adapter`.
-        device: None: cuda, else mps, else cpu, whichever is there.
+        device: None: cuda, else mps, else cpu, whichever is there; a number: that GPU, or -1 for the CPU.
         dtype: "float32", "bfloat16", "float16" or torch's; None: bfloat16 on a GPU that has it, and for a ViT on a CPU
             with AMX; float32 otherwise.
         quantize: "int8" (weights), "int8-dynamic" (weights and products) or "float8" (weights): the ViT encoder's
             matrices in eight bits, through torchao; the masks are then not quite SAM's. Such a model is not for saving.
+        image_size: side in px that photos are resized to, a multiple of the patch size; None: that of the training, for
+            which results are best. Larger shows small things and costs more: time with its square, at least. Written
+            text is read at sizes of its own.
         revision: of the model on the Hub: a branch, tag or commit. An adapter's goes behind its id, "org/name@v1".
         cache_dir: where files of the Hub are kept; None: the client's own (HF_HOME).
         local_files_only: take what is in that cache, and ask nobody. A private repository is read with the token of
@@ -122,20 +133,21 @@ def load(
     config = checkpoint.config
     if clip is None:
         encoders = small_encoders(checkpoint.folder, config, to_device) or deferred_encoders(config, to_device)
-        return TextSam(_build(checkpoint, to_device, dtype, quantize), *encoders)
+        return TextSam(_build(checkpoint, to_device, dtype, quantize), *encoders, image_size=image_size)
     text_encoder, crop_encoder = named_encoders(clip, config, to_device)
     if not speaks_clip(config):  # ranking goes by this CLIP from now on
         name, tag = parse_clip_name(clip)
         fields = {"clip_name": name, "clip_pretrained": tag, "clip_dim": text_encoder.embed_dim}
         checkpoint = _without_text(checkpoint, fields)
-    return TextSam(_build(checkpoint, to_device, dtype, quantize), text_encoder, crop_encoder)
+    model = _build(checkpoint, to_device, dtype, quantize)
+    return TextSam(model, text_encoder, crop_encoder, image_size=image_size)
 
 
 def load_model(
     name_or_path: str | os.PathLike[str] | None = None,
     *,
     adapter: str | os.PathLike[str] | None = None,
-    device: str | torch.device | None = None,
+    device: str | int | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -168,8 +180,10 @@ def _read(
     elif len(path.parts) > 1:
         raise FileNotFoundError(f"There is no folder {name!r}, and it is not a Hub id (organisation/name).")
     else:
-        close = difflib.get_close_matches(name, [*KNOWN_NAMES, *(known.split("/")[-1] for known in KNOWN_NAMES)], n=1)
-        full = next((known for known in KNOWN_NAMES if close and known.endswith(close[0])), None)
+        short = {known.split("/")[-1]: known for known in KNOWN_NAMES}
+        known = {**dict(zip(KNOWN_NAMES, KNOWN_NAMES, strict=True)), **short, **_NAMES_OF_META}
+        close = difflib.get_close_matches(name.lower(), known, n=1)
+        full = known[close[0]] if close else None
         hint = f" Did you mean {full!r}?" if full else ""
         raise ValueError(f"There is no model {name!r}.{hint} Accepted are {ACCEPTED}.")
     return checkpoint if adapter is None else _with_adapter(checkpoint, adapter, hub)

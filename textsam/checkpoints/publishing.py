@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from textsam import __version__
 from textsam.checkpoints.adapters import save_adapter
-from textsam.checkpoints.encoders import CROP_ENCODER, TEXT_ENCODER
 from textsam.checkpoints.hub import upload
 
 if TYPE_CHECKING:
@@ -47,11 +46,7 @@ def push_to_hub(
     record = _read_record(training)
 
     def write(folder: Path) -> str:
-        sam.model.save_pretrained(folder)
-        # A public CLIP is only referred to, by the configuration.
-        for name, encoder in zip((TEXT_ENCODER, CROP_ENCODER), sam.carried_encoders, strict=True):
-            if encoder is not None:
-                encoder.save_pretrained(folder / name)
+        sam.save_pretrained(folder)
         use = f'import textsam\n\nsam = textsam.load("{repo_id}")\nfound = sam.predict("photo.jpg", text="cat")'
         return card or build_card(repo_id, sam.model, use, record)
 

@@ -71,6 +71,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -114,6 +115,9 @@ def segment(
     device: Device = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", min=1, help="Side that pictures are resized to. Default: the model's.")
+    ] = None,
     threshold: Threshold = None,
     max_instances: Annotated[
         int | None, typer.Option("--max-instances", min=1, help="At most so many objects for each text.")
@@ -139,7 +143,7 @@ def segment(
     options |= {"threshold": threshold, "max_instances": max_instances}
     options |= {"text": names or None, "negative_text": parse_names(negative_text, "--negative-text") or None}
     paths = pictures(source)
-    sam = load(model, clip=clip, adapter=adapter, device=device, dtype=dtype, quantize=quantize)
+    sam = load(model, clip=clip, adapter=adapter, device=device, dtype=dtype, quantize=quantize, image_size=image_size)
     if cache is not None:
         sam.use_cache(cache)
     check_words(names, sam)
@@ -148,6 +152,8 @@ def segment(
     settings = {"command": "segment", "model": [model, clip, adapter, str(sam.network.dtype), quantize], **options}
     settings["weights"] = weights_identity(model, adapter)
     settings["mask_input"] = file_stamp(mask)
+    if image_size is not None:
+        settings["image_size"] = image_size
 
     def predict(image: RgbImage) -> sv.Detections:
         return sam.predict(image, **options)
@@ -235,10 +241,16 @@ def evaluate(
     dtype: Dtype = None,
     quantize: Quantize = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Write scores.json and cases.png there.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", file_okay=False, help="Write scores.json and cases.png there."),
     ] = None,
     ocr: Annotated[
-        bool, typer.Option("--ocr", help="Score written text instead: words, lines, ink, beside two classical finders.")
+        bool,
+        typer.Option(
+            "--ocr",
+            help="Score written text instead: words, lines, ink, beside two classical finders; "
+            "with --model textsam-tiny-ocr.",
+        ),
     ] = False,
 ) -> None:
     """Score a model on COCO-format data: boxes, simulated clicks, words, words with a click, absence."""
@@ -261,7 +273,9 @@ def evaluate(
 @app.command()
 def crops(
     source: Source,
-    model: Model = None,
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME|PATH", help="A model that was trained to find written text.")
+    ] = "textsam-tiny-ocr",
     level: Annotated[
         Literal["word", "text line", "text block"], typer.Option("--level", help="What a crop holds.")
     ] = "text line",
@@ -315,13 +329,19 @@ def bench(
 
 @app.command()
 def export(
-    onnx: Annotated[Path, typer.Option("--onnx", metavar="DIR", help="Write ONNX graphs and a script that runs them.")],
+    onnx: Annotated[
+        Path,
+        typer.Option("--onnx", metavar="DIR", file_okay=False, help="Write ONNX graphs and a script that runs them."),
+    ],
     model: Model = None,
     adapter: Adapter = None,
     int8: Annotated[bool, typer.Option("--int8", help="Weights of matrix products in 8 bits.")] = False,
     time: Annotated[bool, typer.Option("--time", help="Compare results and speed with PyTorch.")] = False,
 ) -> None:
-    """Export a model to ONNX: image encoder, text encoder and prompt decoder, for machines without PyTorch."""
+    """Export a model to ONNX: image encoder, text encoder and prompt decoder, for machines without PyTorch.
+
+    Of textsam-tiny-ocr they give one rough mask of all text: reading word by word is not exported.
+    """
     from textsam.commands.export import run_export
 
     run_export(onnx, console, errors, model=model, adapter=adapter, int8=int8, time_it=time)
@@ -338,9 +358,9 @@ def info(model: Model = None) -> None:
 @app.command()
 def demo(
     model: Model = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")] = Path("demo"),
+    out: Out = Path("demo"),
 ) -> None:
-    """Ask the embedded model for words in three photos (of scikit-image)."""
+    """Ask the embedded model for the surest object of a word in each of three photos (of scikit-image)."""
     from textsam.commands.demo import run_demo
 
     run_demo(out, console, model)

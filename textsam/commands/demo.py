@@ -1,4 +1,4 @@
-"""`textsam demo`: the embedded model is asked for words in three photos that scikit-image ships."""
+"""`textsam demo`: the embedded model is asked for an object by its name in three photos that scikit-image ships."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def demo_photos() -> list[tuple[str, str, Callable[[], np.ndarray]]]:
 
 
 def run_demo(out: Path, console: Console, model: str | None = None) -> None:
-    """Writes overlays, masks and `annotations.json` under `out`, and prints what was found.
+    """Writes overlays, masks and `annotations.json` of the surest object of each word under `out`, and prints it.
 
     Args:
         out: may hold a former demo, which is replaced.
@@ -63,7 +63,7 @@ def run_demo(out: Path, console: Console, model: str | None = None) -> None:
         words = [word, ABSENT]
         started = time.perf_counter()
         sam.set_image(pixels)
-        detections = sam.predict(text=words)
+        detections = sam.predict(text=words, max_instances=1)  # of the one cup it finds the spoon's handle, too
         seconds = time.perf_counter() - started
         presence = sam.presence(None, words)
         write_png(out / "photos" / f"{name}.png", pixels)

@@ -30,6 +30,12 @@ def run_export(
         table.add_row(path.name, f"{path.stat().st_size / 1e6:.1f}")
     console.print(table)
     console.print(f"Run it: python {folder / 'segment.py'} PHOTO WORD", markup=False, highlight=False, soft_wrap=True)
+    if sam.text_reader is not None:
+        console.print(
+            'The graphs give one rough mask of all text for "word" or "text line": to read word by word, as textsam '
+            "segment and textsam crops do, takes PyTorch.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if time_it:
         from textsam.deployment.onnx_timing import compare
 

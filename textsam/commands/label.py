@@ -23,7 +23,14 @@ def label(
         ),
     ],
     classes: Annotated[
-        Path, typer.Option("--classes", metavar="FILE", help="One class per line, such as: dog = dog | puppy @ 0.5")
+        Path,
+        typer.Option(
+            "--classes",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="One class per line, such as: dog = dog | puppy @ 0.5",
+        ),
     ],
     out: Out = Path("labels"),
     model: Model = None,

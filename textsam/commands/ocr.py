@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from textsam.commands.run import console, count_of, errors
+from textsam.commands.run import console, count_of, picture_progress, report
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,21 +70,7 @@ def run_crops_command(
         regions, areas = reader.read(picture, levels, threshold)
         return regions[level], areas.get(STROKE)
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        task = progress.add_task("", total=len(paths))
-
-        def advance(path: Path, outcome: str) -> None:
-            progress.update(task, advance=1, description=f"{path.name} {outcome}")
-
+    with picture_progress(len(paths)) as advance:
         options: dict[str, Any] = {"plate": plate, "overwrite": overwrite, "on_picture": advance}
         summary = run_crops(paths, out, read, settings=settings, **options)
-    regions = sum(len(record["regions"]) for record in summary.records)
-    counts = [f"{count_of(regions, level)} in {count_of(len(summary.records), 'picture')}"]
-    counts += [f"{summary.skipped} done before"] * bool(summary.skipped)
-    counts += [f"{len(summary.failures)} failed"] * bool(summary.failures)
-    console.print(f"{', '.join(counts)}: {out / 'annotations.json'}", markup=False, highlight=False, soft_wrap=True)
-    for path, sentence in summary.failures.items():
-        errors.print(f"textsam: {path}: {sentence}", markup=False, highlight=False, soft_wrap=True)
-    if summary.failures:
-        raise typer.Exit(1)
+    report(count_of(sum(len(record["regions"]) for record in summary.records), level), summary, out)

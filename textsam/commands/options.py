@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 Source = Annotated[Path, typer.Argument(metavar="IMAGE|FOLDER", help="A picture, or a folder of pictures.")]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder; made when missing.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", file_okay=False, help="Output folder; made when missing.")]
 Model = Annotated[
     str | None,
     typer.Option(
         "--model",
         metavar="NAME|PATH",
-        help="facebook/sam-vit-base (-large, -huge), a folder, a Hub id or a sam_vit_*.pth. Default: the embedded one.",
+        help="textsam-tiny-ocr (written text), facebook/sam-vit-base (-large, -huge), a folder, a Hub id or a "
+        "sam_vit_*.pth. Default: the embedded one, textsam-tiny.",
         show_default=False,
     ),
 ]
@@ -50,7 +51,11 @@ Overwrite = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(
-        "--cache", metavar="DIR", help="Keep embeddings there: a second run only decodes.", show_default=False
+        "--cache",
+        metavar="DIR",
+        file_okay=False,
+        help="Keep embeddings there: a second run only decodes.",
+        show_default=False,
     ),
 ]
 

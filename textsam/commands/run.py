@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from textsam.files.images import RgbImage
     from textsam.files.runs import RunSummary
+    from textsam.files.text_runs import TextRunSummary
     from textsam.predictor import TextSam
 
 # Consoles write to whatever sys.stdout and sys.stderr are at that time.
@@ -78,7 +81,7 @@ def file_stamp(path: Path | None) -> list[Any] | None:
 
 def progress_bar(text: str = "{task.description}") -> Progress:
     """On stderr, where somebody looks; gone when all is done."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn(text))
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn(text, markup=False))
     return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
 
 
@@ -86,29 +89,32 @@ def run(paths: list[Path], out: Path, predict: Callable[[RgbImage], sv.Detection
     """Runs over the pictures under a progress bar and reports; exit code 1 when any failed."""
     from textsam.files.runs import run_images
 
-    with progress_bar() as progress:
-        task = progress.add_task("", total=len(paths))
-
-        def advance(path: Path, outcome: str) -> None:
-            progress.update(task, advance=1, description=f"{path.name} {outcome}")
-
+    with picture_progress(len(paths)) as advance:
         summary = run_images(paths, out, predict, on_picture=advance, **options)
-    print_summary(summary, out)
-    if summary.failures:
-        raise typer.Exit(1)
-
-
-def print_summary(summary: RunSummary, out: Path) -> None:
-    """A table of the objects of one picture, or of the pictures; then the failures, one sentence each on stderr."""
     objects = [annotation for record in summary.records for annotation in record.objects]
     if objects and len(summary.records) == 1:
         console.print(object_table(objects))
-    counts = [f"{count_of(len(objects), 'object')} in {count_of(len(summary.records), 'picture')}"]
+    report(count_of(len(objects), "object"), summary, out)
+
+
+@contextmanager
+def picture_progress(total: int) -> Iterator[Callable[[Path, str], None]]:
+    """A progress bar over pictures; what it gives is told each one and its outcome."""
+    with progress_bar() as progress:
+        task = progress.add_task("", total=total)
+        yield lambda path, outcome: progress.update(task, advance=1, description=f"{path.name} {outcome}")
+
+
+def report(found: str, summary: RunSummary | TextRunSummary, out: Path) -> None:
+    """What was found; then the failures, one sentence each on stderr, and exit code 1 when there are any."""
+    counts = [f"{found} in {count_of(len(summary.records), 'picture')}"]
     counts += [f"{summary.skipped} done before"] * bool(summary.skipped)
     counts += [f"{len(summary.failures)} failed"] * bool(summary.failures)
     console.print(f"{', '.join(counts)}: {out / 'annotations.json'}", markup=False, highlight=False, soft_wrap=True)
     for path, sentence in summary.failures.items():
         errors.print(f"textsam: {path}: {sentence}", markup=False, highlight=False, soft_wrap=True)
+    if summary.failures:
+        raise typer.Exit(1)
 
 
 def object_table(annotations: list[dict[str, Any]]) -> Table:

@@ -28,7 +28,12 @@ def video(
         typer.Option("--track", help="Ask every frame and join boxes; or let each mask prompt the next frame."),
     ] = "bytetrack",
     ask_every: Annotated[
-        int, typer.Option("--ask-every", min=1, help="With --track mask: frames from one asking to the next.")
+        int,
+        typer.Option(
+            "--ask-every",
+            min=1,
+            help="With --track mask: frames from one asking to the next, while anything is followed.",
+        ),
     ] = 10,
     model: Model = None,
     clip: Clip = None,

@@ -47,7 +47,9 @@ def export_onnx(
 
     Args:
         sam: a model with the small text encoder; with another one, or without, text_encoder.onnx is left out and the
-            decoder still takes embeddings of texts, where its text prompt was trained.
+            decoder still takes embeddings of texts, where its text prompt was trained. Of a model that reads written
+            text, such as textsam-tiny-ocr, the graphs are those of any model: they do not read it by tiles, so that
+            "word" is one rough mask of all words.
         folder: made when missing; files of the same names are replaced.
         int8: weights of matrix products in 8 bits (dynamic quantisation); convolutions stay in float32.
         on_graph: called with the name of each file before it is made.

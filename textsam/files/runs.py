@@ -70,7 +70,7 @@ def run_images(
             the same settings and the same file size and time is skipped.
         categories: names to list in the annotations even where they were not found.
         dataset_format: "coco", "yolo", "voc" or None.
-        overwrite: do everything again, and replace what is of no run.
+        overwrite: do everything again, and replace what is of no run or of another picture.
         on_picture: told after each picture, with "done", "skipped" or "failed".
     Returns:
         what was done; failed pictures are in `failures` with one sentence each.
@@ -88,6 +88,8 @@ def run_images(
             identity = {"settings": settings, "source": file_identity(path)}
             record = None if overwrite else _finished_record(out, name, identity)
             outcome = "skipped" if record else "done"
+            if record is None and not overwrite:
+                check_same_picture(_record_path(out, name), path)
             record = record or _process(path, out, name, segment, identity)
         except PICTURE_ERRORS as error:
             outcome = "failed"
@@ -137,6 +139,20 @@ def begin_run(out: Path, places: Sequence[Path], foreign: Sequence[Path] = ()) -
             f"{there[0]} exists, and no record says that a run wrote it: remove it, give another --out, or --overwrite."
         )
     (out / "records").mkdir(parents=True, exist_ok=True)
+
+
+def check_same_picture(record: Path, path: Path) -> None:
+    """Refuses to replace what a run made of another picture, such as a.jpg before a.png, that is still there.
+
+    Raises:
+        FileExistsError: the record is of it.
+    """
+    try:
+        other = Path(json.loads(record.read_bytes())["source"]["path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # nothing is there, or nothing that tells of a picture
+    if other != path.resolve() and other.is_file():
+        raise FileExistsError(f"{record} is of {other}, another picture: give another --out, or --overwrite.")
 
 
 def _file_stem(name: str) -> str:

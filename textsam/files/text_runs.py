@@ -24,7 +24,7 @@ from PIL import Image
 from textsam.files.atomic import folder_written_atomically
 from textsam.files.export import write_json, write_png
 from textsam.files.images import RgbImage, read_image
-from textsam.files.runs import PICTURE_ERRORS, begin_run, file_identity, output_names
+from textsam.files.runs import PICTURE_ERRORS, begin_run, check_same_picture, file_identity, output_names
 from textsam.files.text_export import coco_of_regions, write_icdar
 from textsam.text_regions.cutouts import clean_plate, glyph_cutouts, plate_mask
 from textsam.text_regions.rectify import recognise_regions, rectified_crops
@@ -62,7 +62,7 @@ def run_crops(
         plate: also write the plates that are painted over.
         recognise: an upright crop (h, w, 3) uint8 RGB to its transcript; None: no transcripts. Name it in the settings:
             nothing else tells one recogniser from another.
-        overwrite: do everything again, and replace what is of no run.
+        overwrite: do everything again, and replace what is of no run or of another picture.
         on_picture: told after each picture, with "done", "skipped" or "failed".
     Raises:
         FileExistsError: `out` holds, under the names to be written, what no run wrote.
@@ -76,6 +76,8 @@ def run_crops(
             identity = {"settings": {**settings, "plate": plate}, "source": file_identity(path)}
             record = None if overwrite else _finished(out, name, plate, identity)
             outcome = "skipped" if record else "done"
+            if record is None and not overwrite:
+                check_same_picture(_record_path(out, name), path)
             if record is None:
                 record = _process(path, name, out, read, plate, recognise, identity)
         except PICTURE_ERRORS as error:

@@ -12,11 +12,10 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, ProcessorMixin
 
 from textsam.checkpoints.encoders import (
-    CROP_ENCODER,
     ENCODER_PATTERNS,
-    TEXT_ENCODER,
     deferred_encoders,
     packaged_folder,
+    save_encoders,
     small_encoders,
 )
 from textsam.checkpoints.hub import HubOptions, download
@@ -106,9 +105,7 @@ class TextSamProcessor(ProcessorMixin):
             raise ValueError("Expected push_to_hub=False: textsam.push_to_hub uploads a model with all that it needs.")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, encoder in zip((TEXT_ENCODER, CROP_ENCODER), self.encoders, strict=True):
-            if hasattr(encoder, "save_pretrained"):
-                encoder.save_pretrained(folder / name)
+        save_encoders(folder, self.encoders)
         self.to_json_file(folder / PROCESSOR_FILE)
         return [str(folder / PROCESSOR_FILE)]
 

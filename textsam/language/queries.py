@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,9 @@ class Query:
     texts: tuple[str, ...]
     threshold: float | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "texts", _texts(self.texts))
+
 
 @dataclass(frozen=True)
 class QueryList:
@@ -35,6 +38,9 @@ class QueryList:
 
     queries: tuple[Query, ...]
     negative_texts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "negative_texts", _texts(self.negative_texts))
 
     @property
     def names(self) -> list[str]:
@@ -52,15 +58,20 @@ class QueryList:
         return [number for number, query in enumerate(self.queries) for _ in query.texts]
 
     @classmethod
-    def parse(cls, lines: Sequence[str]) -> QueryList:
-        """Lines to classes; see the head of this file.
+    def parse(cls, lines: str | Iterable[str]) -> QueryList:
+        """Lines, or one string of them, to classes; see the head of this file.
 
         Raises:
+            TypeError: something else than lines of text.
             ValueError: no class at all, a line without words, a threshold that is no number in [0, 1], or a text that
                 occurs twice; the line is named.
         """
+        if not isinstance(lines, Iterable):
+            raise TypeError(f"Expected classes as lines of text, got {type(lines).__name__}.")
         queries, negatives, seen = [], [], set()
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(lines.splitlines() if isinstance(lines, str) else lines, start=1):
+            if not isinstance(line, str):
+                raise TypeError(f"Expected classes as lines of text, got {type(line).__name__} as line {number}.")
             content = line.split("#")[0].strip()
             if not content:
                 continue
@@ -98,6 +109,11 @@ class QueryList:
             return cls.parse(Path(path).read_text("utf-8-sig").splitlines())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def _texts(texts: str | Iterable[str]) -> tuple[str, ...]:
+    """One string is one text."""
+    return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
 def parse_query(text: str) -> Query:

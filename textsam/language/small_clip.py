@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textsam.language.crops import masked_mean, square_crop, validate_image_and_masks
-from textsam.language.vocabulary import Vocabulary, normalize, validate_texts
+from textsam.language.vocabulary import UnknownNameError, Vocabulary, normalize, validate_texts
 from textsam.modeling.layers import MLPBlock
 from textsam.modeling.mobile_encoder import MobileNetV2
 
@@ -131,9 +131,12 @@ class SmallTextEncoder(nn.Module):
             TypeError, ValueError: not a list of sensible strings.
             UnknownNameError: a text names nothing in the vocabulary; the message lists close names.
         """
-        names = [self.vocabulary.find(text) for text in validate_texts(texts)]
-        embeddings = self(names)
         extra = self.vocabulary.names[len(self.vocabulary) - self.num_extra :]
+        try:
+            names = [self.vocabulary.find(text) for text in validate_texts(texts)]
+        except UnknownNameError as error:
+            raise UnknownNameError(error.text, error.suggestions, several=error.several, own=extra) from None
+        embeddings = self(names)
         for row, name in enumerate(names):
             if name in extra:
                 embeddings[row] = F.normalize(self.extra[extra.index(name)].float(), dim=-1)

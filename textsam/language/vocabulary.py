@@ -63,18 +63,22 @@ class UnknownNameError(ValueError):
 
     Args:
         suggestions: close names, or with `several` those that the text names.
+        own: names that the model was trained for beside the vocabulary.
     """
 
-    def __init__(self, text: str, suggestions: Sequence[str] = (), *, several: bool = False) -> None:
+    def __init__(
+        self, text: str, suggestions: Sequence[str] = (), *, several: bool = False, own: Sequence[str] = ()
+    ) -> None:
         self.text = text
-        self.suggestions = list(suggestions)
+        self.suggestions, self.several = list(suggestions), several
         if several:
             listed = json.dumps(self.suggestions, ensure_ascii=False)
             super().__init__(f"{_shorten(text)!r} names several things in one text: ask for a list, {listed}.")
             return
+        trained = f" This model was trained for {', '.join(map(repr, own))}." if own else ""
         close = f" Names spelled alike: {', '.join(map(repr, self.suggestions))}." if self.suggestions else ""
         super().__init__(
-            f"the embedded text encoder does not know {_shorten(text)!r}.{close} "
+            f"the embedded text encoder does not know {_shorten(text)!r}.{trained}{close} "
             'For any word, load a public CLIP: textsam.load(clip="ViT-B-32:openai").'
         )
 

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_WHOLE = ("points_per_side", "points_per_batch", "crop_n_layers")
+# A threshold in between was meant in percent: a predicted IoU is not clipped to 1, but comes nowhere near.
+_PERCENT = (10.0, 100.0)
+
 
 @dataclass(frozen=True)
 class AutomaticOptions:
@@ -53,11 +57,18 @@ class AutomaticOptions:
         lowest |= {"crop_n_points_downscale_factor": 1, "min_mask_region_area": 0, "stability_score_offset": 0}
         for name, least in lowest.items():
             value = getattr(self, name)
+            if value is not None:
+                _check_number(name, value, whole=name in _WHOLE)
             if value is not None and not value >= least:
                 raise ValueError(f"Expected {name} of at least {least}, got {value!r}.")
         for name in ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "crop_nms_thresh"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"Expected a finite {name}, got {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            _check_number(name, value)
+            if not math.isfinite(value):
+                raise ValueError(f"Expected a finite {name}, got {value!r}.")
+            if _PERCENT[0] < value <= _PERCENT[1]:
+                raise ValueError(f"Expected {name} as a share, got {value!r}, as if in percent: write {value / 100:g}.")
+        _check_number("crop_overlap_ratio", self.crop_overlap_ratio)
         if not 0.0 <= self.crop_overlap_ratio < 1.0:
             raise ValueError(f"Expected crop_overlap_ratio in [0, 1), got {self.crop_overlap_ratio!r}.")
         if self.point_grids is not None:
@@ -80,6 +91,12 @@ class AutomaticOptions:
             return np.zeros((0, 2))
         steps = np.linspace(1 / (2 * side), 1 - 1 / (2 * side), side)
         return np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+
+
+def _check_number(name: str, value: object, *, whole: bool = False) -> None:
+    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise TypeError(f"Expected {name} as a {'whole ' * whole}number, got {value!r}.")
 
 
 def crop_boxes(

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from textsam.files.images import read_image
 from textsam.modeling.text_sam import TextSamNetwork
+from textsam.prompting.detections import to_numpy
+from textsam.prompting.prompts import masks_of_detections, refuse_normalised
 
 EXEMPLAR_NAME = "exemplar"
 # Training drew the crop's side between 1 and 2 times the box, half of the crops without what surrounds the mask.
@@ -18,16 +20,21 @@ _EXPAND = 1.5
 
 
 def exemplar_mask(image: np.ndarray, place: Any) -> np.ndarray:
-    """A bool mask (H, W), or a box (4,) xyxy in pixels, as a mask of the photo (H, W, 3).
+    """A bool mask (H, W), a box (4,) xyxy in pixels, or one detection, as a mask of the photo (H, W, 3).
 
     Raises:
         ValueError, TypeError: neither, or nothing inside the photo.
     """
-    array = np.asarray(place)
+    if hasattr(place, "xyxy"):
+        if len(place) != 1:
+            raise ValueError(f"Expected one detection as exemplar, got {len(place)}: pick one, such as detections[:1].")
+        place = place.xyxy[0] if getattr(place, "mask", None) is None else masks_of_detections(place, "exemplar")[0]
+    array = to_numpy(place) if isinstance(place, Tensor) else np.asarray(place)
     height, width = image.shape[:2]
     if array.dtype == bool and array.shape == (height, width):
         mask = array
     elif array.shape == (4,) and array.dtype.kind in "iuf":
+        refuse_normalised(array.astype(np.float64), "the exemplar's box")
         x1, y1, x2, y2 = (float(value) for value in array)
         mask = np.zeros((height, width), bool)
         if np.isfinite(array).all():

@@ -5,7 +5,7 @@ Checks need nothing but the photo's size, so they come before anything is comput
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +55,9 @@ def check_geometry(
         geometry: the photo's sizes.
         points: (K, 2) for one object, or (N, K, 2): xy in original pixels.
         point_labels: (K,) or (N, K): 1 foreground, 0 background, -1 padding; None: all foreground.
-        boxes: (4,), (N, 4) xyxy in original pixels, or the `sv.Detections` of any detector.
+        boxes: (4,), (N, 4) xyxy in original pixels, or the `sv.Detections` or ultralytics' `Boxes` of any detector.
         mask_input: low-res logits (4h, 4w), (N, 4h, 4w) or (N, 1, 4h, 4w) float; or bool of the photo's size, (H, W)
-            or (N, H, W).
+            or (N, H, W); or `sv.Detections` with masks.
     Returns:
         The prompts, or None when there is no geometric prompt at all.
     Raises:
@@ -75,12 +75,14 @@ def check_geometry(
         labels = _check_labels(point_labels, coords)
         inside = labels != -1
         _check_inside(coords[inside], geometry.original_size_hw, "points")
+        given = coords[inside]
+        if given.size and (given > 0).all() and (given % 1 > 0).all():
+            refuse_normalised(given, "points")
         coords = np.where(inside[..., None], coords, 0.0)
         counts["points"] = len(coords)
-    class_id, class_names = None, None
     if boxes is not None:
         if hasattr(boxes, "xyxy"):
-            box_array, class_id, class_names = _boxes_of_detections(boxes, geometry.original_size_hw)
+            box_array = _boxes_of_detections(boxes, geometry.original_size_hw)
         else:
             box_array = _check_boxes(boxes, geometry.original_size_hw)
         counts["boxes"] = len(box_array)
@@ -93,6 +95,8 @@ def check_geometry(
         described = ", ".join(f"{count} in {name}" for name, count in counts.items())
         raise ValueError(f"Expected the same number of prompt sets everywhere, got {described}: pass one per object.")
     number = next(iter(counts.values()))
+    detections = next((each for each in (boxes, mask_input) if hasattr(each, "xyxy")), None)
+    class_id, class_names = _classes_of_detections(detections)
     return GeometricPrompts(
         point_coords=None if coords is None else geometry.points_to_input(coords).astype(np.float32),
         point_labels=labels,
@@ -103,14 +107,22 @@ def check_geometry(
     )
 
 
+def listed_texts(text: Any) -> Any:
+    """An array or an iterator of texts as a list, anything else as it is."""
+    if isinstance(text, np.ndarray):
+        return text.tolist()
+    return list(text) if isinstance(text, Iterator) else text
+
+
 def check_texts(text: Any, name: str = "text") -> list[str]:
-    """One string or a sequence of strings -> a list of stripped strings.
+    """One string or a sequence, array or iterator of strings -> a list of stripped strings.
 
     Raises:
         TypeError: neither a string nor a sequence of strings.
         ValueError: no string at all, an empty one, or one that is too long.
     """
-    texts = [text] if isinstance(text, str) else text
+    texts = listed_texts(text)
+    texts = [texts] if isinstance(texts, str) else texts
     if isinstance(texts, Sequence) and len(texts) == 0:
         raise ValueError(f"Expected at least one {name}, got an empty list: name what to look for, or leave it out.")
     try:
@@ -194,6 +206,20 @@ def _check_labels(labels: Any, coords: np.ndarray) -> np.ndarray:
     return array.astype(np.int64)
 
 
+def refuse_normalised(coordinates: np.ndarray, name: str) -> None:
+    """Coordinates in [0, 1], fractions among them: pixels would all be the first one.
+
+    Raises:
+        ValueError: such are these.
+    """
+    if coordinates.size and (coordinates >= 0).all() and (coordinates <= 1).all() and (coordinates % 1 > 0).any():
+        first = ", ".join(f"{value:g}" for value in coordinates.reshape(-1, coordinates.shape[-1])[0])
+        raise ValueError(
+            f"Expected {name} in pixels, got values that look normalised, ({first}): multiply them by the image's "
+            "width and height."
+        )
+
+
 def _check_inside(xy: np.ndarray, size_hw: tuple[int, int], name: str) -> None:
     height, width = size_hw
     outside = (xy < 0).any(-1) | (xy > (width, height)).any(-1)
@@ -216,6 +242,7 @@ def _check_boxes(boxes: Any, size_hw: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"Expected boxes of shape (4,) or (N, 4), got {shape}: write [x1, y1, x2, y2] for each.")
     _check_upright(_finite(array, "boxes"))
     _check_inside(array.reshape(-1, 2), size_hw, "boxes")
+    refuse_normalised(array, "boxes")
     return array
 
 
@@ -229,13 +256,12 @@ def _check_upright(boxes: np.ndarray) -> None:
         )
 
 
-def _boxes_of_detections(
-    detections: Any, size_hw: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray | None, list[str] | None]:
-    """Boxes, class ids and names of a detector's result; boxes that overshoot the photo's edge are clipped to it."""
+def _boxes_of_detections(detections: Any, size_hw: tuple[int, int]) -> np.ndarray:
+    """(N, 4) boxes of a detector's result; those that overshoot the photo's edge are clipped to it."""
     height, width = size_hw
     boxes = _finite(_numbers(detections.xyxy, "boxes"), "boxes").reshape(-1, 4)
     _check_upright(boxes)
+    refuse_normalised(boxes, "boxes")
     outside = (boxes[:, 2] < 0) | (boxes[:, 3] < 0) | (boxes[:, 0] > width) | (boxes[:, 1] > height)
     if outside.any():
         box = ", ".join(f"{value:g}" for value in boxes[outside][0])
@@ -243,15 +269,35 @@ def _boxes_of_detections(
             f"Expected detections of this image ({width} x {height} pixels), got a box wholly outside it, [{box}]: "
             "pass the detections of the same image at its original size."
         )
-    boxes = np.clip(boxes, 0, (width, height, width, height))
-    class_id = None if detections.class_id is None else np.asarray(detections.class_id, dtype=np.int64)
-    names = detections.data.get("class_name") if getattr(detections, "data", None) else None
+    return np.clip(boxes, 0, (width, height, width, height))
+
+
+def _classes_of_detections(detections: Any) -> tuple[np.ndarray | None, list[str] | None]:
+    """(N,) class ids and N names of `sv.Detections` or of ultralytics' `Boxes`, as far as they have them."""
+    ids = getattr(detections, "class_id", getattr(detections, "cls", None))
+    class_id = None if ids is None else _numbers(ids, "class ids").astype(np.int64)
+    data = getattr(detections, "data", None)
+    names = data.get("class_name") if isinstance(data, dict) else None
     if names is None and class_id is not None:
         names = [f"class {number}" for number in class_id]
-    return boxes, class_id, None if names is None else [str(name) for name in names]
+    return class_id, None if names is None else [str(name) for name in names]
+
+
+def masks_of_detections(detections: Any, name: str) -> np.ndarray:
+    """(N, H, W) bool, the masks of `sv.Detections`.
+
+    Raises:
+        ValueError: they have boxes alone.
+    """
+    masks = getattr(detections, "mask", None)
+    if masks is None:
+        raise ValueError(f"Expected {name} with masks, got detections without: pass them as boxes, or pass masks.")
+    return np.asarray(masks, dtype=bool)
 
 
 def _check_mask_input(mask_input: Any, geometry: ImageGeometry) -> torch.Tensor:
+    if hasattr(mask_input, "xyxy"):
+        mask_input = masks_of_detections(mask_input, "mask_input")
     array = to_numpy(mask_input) if isinstance(mask_input, torch.Tensor) else np.asarray(mask_input)
     if array.dtype.kind not in "bf":
         raise TypeError(

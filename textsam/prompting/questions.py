@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from textsam.prompting.prompts import check_max_instances, check_texts, check_threshold
+from textsam.prompting.prompts import check_max_instances, check_texts, check_threshold, listed_texts
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,14 @@ def spread_prompts(count: int, text: Any, *geometric: Sequence[Any] | None) -> l
     Raises:
         ValueError, TypeError: a list whose length is not that of the photos.
     """
-    shared = text is None or isinstance(text, str) or all(isinstance(item, str) for item in text)
+    text = listed_texts(text)
+    several = isinstance(text, Sequence) and not isinstance(text, (str, bytes))
+    shared = not several or all(isinstance(item, str) for item in text)
     columns = [[text] * count if shared else list(text)]
     names = ("text", "points", "point_labels", "boxes", "mask_input")
     for name, values in zip(names[1:], geometric, strict=True):
-        if hasattr(values, "xyxy"):  # a detector's result, which is a sequence, too
+        one = hasattr(values, "xyxy")  # a detector's result, which is a sequence, too
+        if one or not (values is None or isinstance(values, Iterable)):
             raise TypeError(f"Expected {name} as a list with an entry for each image, got one {type(values).__name__}.")
         columns.append([None] * count if values is None else list(values))
     for name, column in zip(names, columns, strict=True):

@@ -53,8 +53,11 @@ class ImageGeometry:
             pad: True pads to the square side x side, as SAM was trained; False pads only to the next multiple of
                 `patch_size`, which is faster for photos that are not square.
         Raises:
+            TypeError: `side` is no whole number.
             ValueError: the photo has no pixels, or `side` is not a positive multiple of `patch_size`.
         """
+        if isinstance(side, bool) or not isinstance(side, (int, np.integer)):
+            raise TypeError(f"Expected the input side as a whole number of pixels, got {side!r}.")
         if side <= 0 or side % patch_size:
             below = max(side // patch_size, 1) * patch_size
             raise ValueError(f"The input side must be a positive multiple of {patch_size}, got {side}: use {below}.")

@@ -6,11 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from textsam.language.vocabulary import Vocabulary
+
 LEVELS = ("text", "text stroke", "word", "text line", "text block")
 """Area of text; the ink itself; boxes of words, lines and blocks."""
 
 # Levels whose instances are boxes; the other two are areas of any shape.
 BOX_LEVELS = ("word", "text line", "text block")
+
+# Other names, as textsam-tiny-ocr's text encoder has them: what it embeds as a level is read as one.
+ALIASES = {
+    "writing": "text", "lettering": "text", "written text": "text", "stroke": "text stroke", "glyph": "text stroke",
+    "text pixels": "text stroke", "line of text": "text line", "paragraph": "text block", "block of text": "text block",
+}  # fmt: skip
+_NAMES = Vocabulary(LEVELS, ALIASES)
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,11 @@ class TextRegionConfig:
             raise ValueError(
                 f"This model reads {', '.join(self.levels)}, not {untrained[0]!r}: train it for that level."
             )
+
+
+def level_of(text: str) -> str | None:
+    """The level that a text asks for by the rules of `Vocabulary.find` ("Words", "a text-line"); None: another word."""
+    return _NAMES.find(text) if text in _NAMES else None
 
 
 def check_levels(names: Sequence[str]) -> None:

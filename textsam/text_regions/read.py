@@ -11,6 +11,7 @@ import torch
 from textsam.files.images import read_image
 from textsam.predictor import TextSam
 from textsam.prompting.prompts import check_threshold
+from textsam.text_regions.levels import level_of
 from textsam.text_regions.rectify import recognise_regions
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def read_text_regions(
     Args:
         sam: a model that was trained for it, such as textsam-tiny-ocr.
         image: as in `TextSam.set_image`.
-        level: "text", "text stroke", "word", "text line" or "text block", in any case.
+        level: "text", "text stroke", "word", "text line" or "text block", spelled as `level_of` knows them.
         threshold: least score in [0, 1]; None: the reader's own.
         recognise: an upright crop (h, w, 3) uint8 RGB to its transcript, by whatever recogniser you have.
         margin: around those crops, as a share of their height.
@@ -45,7 +46,7 @@ def read_text_regions(
     """
     if sam.text_reader is None:
         raise ValueError("Expected a model that was trained to find written text, such as textsam-tiny-ocr.")
-    picture, level, threshold = read_image(image), level.strip().casefold(), check_threshold(threshold)
+    picture, level, threshold = read_image(image), level_of(level) or level, check_threshold(threshold)
     regions = sam.text_reader.read(picture, [level], threshold, on_tile)[0][level]
     if recognise is not None:
         regions = recognise_regions(picture, regions, recognise, margin)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.encoded_image import EncodedImage
-from textsam.text_regions.levels import LEVELS, TextRegionConfig
+from textsam.text_regions.levels import TextRegionConfig, level_of
 from textsam.text_regions.maps import STROKE, ReadTile, model_reader
 from textsam.text_regions.options import TextReadingOptions
 from textsam.text_regions.reading import read_levels
@@ -38,16 +38,16 @@ class TextRegionReader:
         self.options = options or TextReadingOptions(presence_threshold=config.presence_threshold)
 
     def levels_asked(self, texts: Sequence[str] | None, negative_texts: Sequence[str] = ()) -> list[str]:
-        """The levels that texts name, in any case, in their order; empty when none does.
+        """The levels that texts name, as `level_of` finds them, in their order; empty when none does.
 
         Raises:
             ValueError: some are levels and some are other words, which are looked for in another way; a level that the
                 model was not trained for; or negative texts, which reading does not have.
         """
-        names = [text.casefold() for text in texts or ()]
-        levels = [name for name in names if name in LEVELS]
-        if levels and len(levels) < len(names):
-            other = next(name for name in names if name not in LEVELS)
+        level_of_text = {text: level_of(text) for text in texts or ()}
+        levels = [level for text in texts or () if (level := level_of_text[text]) is not None]
+        if levels and None in level_of_text.values():
+            other = next(text for text, level in level_of_text.items() if level is None)
             raise ValueError(
                 f"Expected levels of written text ({', '.join(self.config.levels)}) or other words, got "
                 f"{levels[0]!r} and {other!r}: ask for them one after the other."
