@@ -135,7 +135,7 @@ def test_ink_is_read_again_on_another_raster() -> None:
 
 def test_letters_that_fill_the_picture_are_found() -> None:
     picture = Image.new("RGB", (960, 540), (90, 110, 140))
-    ImageDraw.Draw(picture).text((480, 270), "TEA", (250, 240, 230), ImageFont.load_default(size=400), anchor="mm")
+    ImageDraw.Draw(picture).text((480, 270), "TEA", (250, 240, 230), ImageFont.load_default(size=430), anchor="mm")
     true = np.asarray(picture)[..., 0] > 170
     rows, columns = np.flatnonzero(true.any(1)), np.flatnonzero(true.any(0))
     found = read_text_regions(textsam.load("textsam-tiny-ocr"), picture, "word")
