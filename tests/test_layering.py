@@ -48,6 +48,7 @@ LAYERS = [
     "files.rle",
     "prompting.transforms",
     "prompting.detections",
+    "prompting.argument_names",
     "prompting.prompts",
     "prompting.mask_details",
     "prompting.text_options",

@@ -26,8 +26,9 @@ from textsam.commands.cli import app
 from textsam.files.coco import load_coco
 from textsam.files.rle import encode_mask
 from textsam.model import TextSamConfig, TextSamModel
+from textsam.text_regions.levels import LEVELS
 from train.fonts import installed_faces
-from train.level_names import LEVELS, level_targets
+from train.level_names import level_targets
 from train.ocr import copy_encoders, with_fine_masks
 from train.optimization import LoopOptions, build_optimizer
 from train.plain_photos import write_plain

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
@@ -21,6 +19,7 @@ from textsam.files.images import read_image
 from textsam.language.words import Words
 from textsam.modeling.text_sam import TextSamNetwork
 from textsam.prompting.answers import answer_geometry, answer_text
+from textsam.prompting.argument_names import refuse_names
 from textsam.prompting.automatic import generate
 from textsam.prompting.automatic_options import AutomaticOptions
 from textsam.prompting.cached_encoding import CachedImageEncoder
@@ -43,23 +42,6 @@ if TYPE_CHECKING:
     import supervision as sv
 
     from textsam.model import TextSamConfig, TextSamModel
-
-# What other tools call the arguments of `predict`.
-_NAMES_ELSEWHERE = {
-    "point_coords": "points",
-    "input_points": "points",
-    "input_labels": "point_labels",
-    "labels": "point_labels",
-    "bboxes": "boxes",
-    "box": "boxes",
-    "input_boxes": "boxes",
-    "masks": "mask_input",
-    "mask": "mask_input",
-    "input_masks": "mask_input",
-    "texts": "text",
-    "prompt": "text",
-    "box_threshold": "threshold",
-}
 
 
 class TextSam:
@@ -259,7 +241,7 @@ class TextSam:
             an argument by another tool's name (others); or as `read_image`. The photo that is set stays set.
         """
         if others:
-            _refuse_names("predict", others, _arguments(self.predict))
+            refuse_names(self.predict, others)
         if exemplar is not None:
             if any(value is not None for value in (text, points, point_labels, boxes, mask_input)):
                 raise ValueError("Expected exemplar in the place of text, points, boxes and masks, got both: drop one.")
@@ -319,7 +301,7 @@ class TextSam:
             As `predict`, saying which photo.
         """
         if others:
-            _refuse_names("predict_batch", others, _arguments(self.predict_batch))
+            refuse_names(self.predict_batch, others)
         if isinstance(images, (str, bytes, np.ndarray, Tensor)) or not isinstance(images, Sequence):
             raise TypeError(f"Expected a list of images, got {type(images).__name__}: for one photo call predict.")
         size = (1 if self.device.type == "cpu" else 4) if batch_size is None else batch_size
@@ -392,8 +374,7 @@ class TextSam:
             TypeError: an option that does not exist, naming those that do, or a value that is no number.
             ValueError: a value out of its range.
         """
-        names = [field.name for field in fields(AutomaticOptions)]
-        _refuse_names("generate", [name for name in options if name not in names], names)
+        refuse_names(self.generate, options, [field.name for field in fields(AutomaticOptions)])
         checked = AutomaticOptions(**options)
         encoded = self._current_image() if image is None else self._encode([read_image(image)])[0]
         return self._generate(encoded, checked)
@@ -480,21 +461,6 @@ class TextSam:
             "crop_box": found.crop_boxes_xyxy,
         }
         return to_detections(found.masks(), confidence=found.predicted_iou.clip(0, 1), data=data)
-
-
-def _arguments(method: Callable[..., Any]) -> list[str]:
-    """The names that a method's arguments have."""
-    every = inspect.signature(method).parameters.values()
-    return [each.name for each in every if each.kind is not inspect.Parameter.VAR_KEYWORD]
-
-
-def _refuse_names(function: str, unknown: Iterable[str], known: Sequence[str]) -> None:
-    """A TypeError for an argument that does not exist, naming the one that is meant, or all."""
-    for name in unknown:
-        meant = _NAMES_ELSEWHERE.get(name)
-        close = [meant] if meant in known else difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}."
-        raise TypeError(f"{function} has no option {name!r}: {hint}")
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from textsam.language.queries import QueryList
 from textsam.predictor import TextSam
 from textsam.prompting.detections import best_of_group, mask_nms
 from textsam.prompting.prompts import check_max_instances, check_threshold
-from textsam.text_regions.options import TextReadingOptions
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -46,8 +45,11 @@ def find_queries(
     """
     queries = queries if isinstance(queries, QueryList) else QueryList.parse(queries)
     max_instances, threshold = check_max_instances(max_instances), check_threshold(threshold)
-    if sam.text_reader is not None and sam.text_reader.levels_asked(queries.texts):
-        return _find_written_text(sam, image, queries, max_instances, threshold, sam.text_reader.options)
+    reader = sam.text_reader
+    levels = [] if reader is None else reader.levels_asked(queries.texts)
+    if reader is not None and levels:
+        scores = [reader.options.least_score(level) if threshold is None else threshold for level in levels]
+        return _find_written_text(sam, image, queries, max_instances, scores)
     options = sam.text_options if sam.network.config.text_trained else sam.ranking_options
     own = [query.threshold for query in queries.queries]
     lowest = threshold
@@ -94,16 +96,16 @@ def _find_written_text(
     image: Any,
     queries: QueryList,
     max_instances: int | None,
-    threshold: float | None,
-    options: TextReadingOptions,
+    least: list[float],
 ) -> sv.Detections:
-    """Levels of written text as classes; regions of a level do not repeat each other, so nothing is suppressed."""
+    """Levels of written text as classes; regions of a level do not repeat each other, so nothing is suppressed.
+
+    Args:
+        least: of each text, the score below which it is dropped, unless its class says otherwise.
+    """
     class_of_text = np.array(queries.class_of_text, dtype=np.int64)
-    least = []  # of each text
-    for text, number in zip(queries.texts, class_of_text, strict=True):
-        own = queries.queries[number].threshold
-        general = options.least_score(text.casefold()) if threshold is None else threshold
-        least.append(general if own is None else own)
+    own = [queries.queries[number].threshold for number in class_of_text]
+    least = [general if value is None else value for general, value in zip(least, own, strict=True)]
     negatives = list(queries.negative_texts) or None
     found = sam.predict(image, text=queries.texts, negative_text=negatives, threshold=min(least))
     classes = class_of_text[found.class_id]

@@ -17,13 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from textsam.checkpoints.encoders import write_extra_names
+from textsam.text_regions.levels import ALIASES, LEVELS
 from train.text_encoder import load_targets
-
-LEVELS = ("text", "text stroke", "word", "text line", "text block")
-ALIASES = {
-    "writing": "text", "lettering": "text", "written text": "text", "stroke": "text stroke", "glyph": "text stroke",
-    "text pixels": "text stroke", "line of text": "text line", "paragraph": "text block", "block of text": "text block",
-}  # fmt: skip
 
 
 def level_targets(names: Tensor) -> Tensor:

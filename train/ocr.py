@@ -28,9 +28,9 @@ from textsam.checkpoints.hub import download
 from textsam.checkpoints.loading import PACKAGED
 from textsam.language.vocabulary import UnknownNameError, Vocabulary
 from textsam.model import TextSamModel
+from textsam.text_regions.levels import LEVELS
 from train.data import CocoSamples, Source
 from train.embedding_table import EmbeddingTable
-from train.level_names import LEVELS
 from train.loop import LoopOptions, train
 from train.parts import rebuilt
 from train.step import TextSamStep

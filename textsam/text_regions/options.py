@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from textsam.text_regions.levels import level_of
-
 
 @dataclass(frozen=True)
 class TextReadingOptions:
@@ -62,6 +60,5 @@ class TextReadingOptions:
         return min(self.presence_threshold, own)
 
     def least_score(self, level: str) -> float:
-        """The score below which regions of a level, in any spelling, are dropped."""
-        own = {"word": self.word_score, "text stroke": self.stroke_score}
-        return own.get(level_of(level) or level, self.min_score)
+        """The score below which regions of a level are dropped."""
+        return {"word": self.word_score, "text stroke": self.stroke_score}.get(level, self.min_score)
