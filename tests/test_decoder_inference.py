@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from textsam.model import TextSamModel
 from textsam.modeling import decoder_inference, decoder_native, mask_decoder
 from textsam.modeling.decoder_inference import is_foldable
+from textsam.modeling.prompt_encoder import PositionEmbeddingRandom
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions
 
 pytestmark = pytest.mark.usefixtures("way")
@@ -171,3 +172,33 @@ def test_bfloat16(calls: list[int]) -> None:
     assert masks.low_res_logits.dtype == torch.bfloat16
     difference = masks.low_res_logits.float() - expected.low_res_logits
     assert difference.square().mean().sqrt() < 0.05 * expected.low_res_logits.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("case", ["points", "masks"])
+@torch.no_grad()
+def test_the_image_is_left_as_it_was(model: TextSamModel, case: str) -> None:
+    """The kernels work in place on image tokens, which must be copies."""
+    shared = image(1)
+    before = shared.image_embeddings.clone()
+    for count in (1, 2):
+        encoded = model.encode_prompts(shared, **prompts(case, count))
+        once, twice = (model.decode_masks(shared, encoded, multimask_output=True) for _ in range(2))
+        assert torch.equal(once.low_res_logits, twice.low_res_logits)
+    assert torch.equal(shared.image_embeddings, before)
+
+
+@torch.no_grad()
+def test_kept_position_encodings_are_those_of_the_matrix() -> None:
+    layer = PositionEmbeddingRandom(8)
+    first = layer((3, 4))
+    assert layer((3, 4)) is first  # kept
+    layer.load_state_dict(PositionEmbeddingRandom(8).state_dict())
+    with torch.enable_grad():
+        expected = layer((3, 4))
+    assert torch.equal(layer((3, 4)), expected)
+    assert not torch.equal(expected, first)
+    layer.to(torch.bfloat16)
+    assert layer((3, 4)).dtype == torch.bfloat16
+    for side in range(1, 40):
+        layer((side, side))
+    assert len(layer._grids) < 10

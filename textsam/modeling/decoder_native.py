@@ -48,17 +48,15 @@ def decode_natively(
     """As `decoder_inference.decode_in_chunks`."""
     count, grid = len(tokens), (embeddings.shape[-2], embeddings.shape[-1])
     pe = image_pe[0].flatten(1).float().contiguous()
-    up1, norm, _, up2, _ = tuple[Any, ...](upscaling)
-    scale = (norm.weight.float(), norm.bias.float(), norm.eps)
-    stages = (_floats(up1), scale, _floats(up2))
+    upscale = packed(upscaling, PackedStages, tokens, widened=False) or PackedStages(kernels, upscaling)
     rows = torch.arange(count) if image_index is None else image_index
     one_image = len(embeddings) == 1
     shared = None
     if one_image and len(dense) == 1 and count >= _WORTH_SHARING:
         keys = (embeddings + dense)[0].flatten(1).T
         shared = SharedImage(blocks_of(transformer)[0], keys[None], keys[None] + image_pe[0].flatten(1).T)
-    few = shared is None and count < _WORTH_SHARING and tokens.shape[2] % 16 == 0 and tokens.dtype == torch.float32
-    whole = packed(transformer, PackedTransformer, tokens) if few else None
+    few = shared is None and count < _WORTH_SHARING and tokens.shape[2] % 16 == 0
+    whole = packed(transformer, PackedTransformer, tokens, widened=False) if few else None
     step = max(_CHUNK_ELEMENTS // max(embeddings[0].numel(), 1), 1)
     buffer = pe.new_empty(min(step, count), *pe.shape)
     out, logits = torch.empty_like(tokens), tokens.new_empty(count, 0, 0, 0)
@@ -70,9 +68,9 @@ def decode_natively(
             room = buffer[: part.stop - part.start]
             out[part], keys = _run_transformer(kernels, transformer, keys, pe, tokens[part], shared, room)
         else:
-            out[part], keys = whole(tokens[part], keys, pe)
+            out[part], keys = whole(tokens[part].float(), keys, pe)
         weights = mask_weights(out[part]).float().contiguous()
-        drawn = kernels.upscale(keys, grid, *stages, weights)
+        drawn = upscale(keys, grid, weights)
         if not start:
             logits = tokens.new_empty(count, *drawn.shape[1:])
         logits[part] = drawn
@@ -136,16 +134,30 @@ class PackedTransformer:
         self._per_head(out.weight.unflatten(1, (heads, -1)).transpose(0, 1), (out.bias / heads).expand(heads, -1))
 
     def __call__(self, tokens: Tensor, keys: Tensor, pe: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (n, T, C), image tokens (1 or n, C, P) and their position encoding (C, P) -> both after the exchange,
-        (n, T, C) and (n, C, P)."""
+        """Tokens (n, T, C), image tokens (1 or n, C, P), which may be overwritten, and their position encoding (C, P)
+        -> both after the exchange, (n, T, C) and (n, C, P)."""
         return self.kernels.transform(
             tokens.contiguous(), keys, pe, self.kept, self.sizes, self.first_without, self.epsilon
         )
 
 
+class PackedStages:
+    """`MaskDecoder.output_upscaling`, and the masks that are drawn with it."""
+
+    def __init__(self, compiled: Kernels, layers: Any) -> None:
+        self.kernels = compiled
+        up1, norm, _, up2, _ = layers
+        scale = (norm.weight.detach().float(), norm.bias.detach().float(), norm.eps)
+        self.stages = (_floats(up1), scale, _floats(up2))
+
+    def __call__(self, keys: Tensor, grid_hw: tuple[int, int], weights: Tensor) -> Tensor:
+        """Image tokens (n, C, h * w) and the masks' weights (n, M, C/8) -> logits (n, M, 4h, 4w)."""
+        return self.kernels.upscale(keys, grid_hw, *self.stages, weights)
+
+
 def _floats(conv: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
-    weight, bias = as_matrix(conv)
-    return weight.float().contiguous(), bias[: conv.out_channels].float().contiguous()
+    weight, bias = (each.detach().float() for each in as_matrix(conv))
+    return weight.contiguous(), bias[: conv.out_channels].contiguous()
 
 
 def _run_transformer(

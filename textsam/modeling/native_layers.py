@@ -41,19 +41,20 @@ class Kept(NamedTuple):
 _kept: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()
 
 
-def packed(module: nn.Module, make: Callable[[Kernels, Any], Packed], x: Tensor) -> Packed | None:
+def packed(module: nn.Module, make: Callable[[Kernels, Any], Packed], x: Tensor, widened: bool = True) -> Packed | None:
     """The weights of `module` as the kernels take them, made by `make` and kept until a parameter changes.
 
     None where its own operations are to serve: other devices, float64, gradients, adapters, hooks on layers within, no
     kernels. Only a change through `.data` that spares the first elements of all parameters goes unseen. With weights of
-    half precision the kernels still compute in float32, see `Widened`.
+    half precision the kernels still compute in float32: as `Widened` does, or, with `widened` off, between maps that
+    the caller keeps in float32.
     """
     if x.dtype not in KNOWN or not is_cpu_inference(x) or module.training:
         return None
     compiled = kernels()
     if compiled is None:
         return None
-    parts, state = [module], list[Any]((compiled, x.dtype))
+    parts, state = [module], list[Any]((compiled, make, x.dtype))
     for part in parts:  # which grows
         state.append(id(part))
         for parameter in part._parameters.values():
@@ -72,10 +73,9 @@ def packed(module: nn.Module, make: Callable[[Kernels, Any], Packed], x: Tensor)
             _kept.pop(module, None)
             return None
         starts = [each.detach().as_strided((min(each.numel(), 8),), (1,)) for each in parameters]
-        made: Any = make(compiled, module)
-        made = made if x.dtype == torch.float32 else Widened(made, x.dtype)
-        kept = _kept[module] = Kept(state, starts, torch.cat(starts), made)
-    return kept.made
+        kept = _kept[module] = Kept(state, starts, torch.cat(starts), make(compiled, module))
+    made: Any = Widened(kept.made, x.dtype) if widened and x.dtype != torch.float32 else kept.made
+    return made
 
 
 class Widened:

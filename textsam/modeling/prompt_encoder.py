@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from textsam.modeling.layers import LayerNorm2d, PointwiseConv2d
+from textsam.modeling.layers import LayerNorm2d, PointwiseConv2d, is_cpu_inference
 from textsam.modeling.native_layers import PackedDrawing, packed
 from textsam.modeling.structures import DrawnPrompts, PromptEmbeddings
+
+_MOST_GRIDS = 8  # that are kept: a photo's, those of crops, and a few more
 
 
 class PositionEmbeddingRandom(nn.Module):
@@ -24,6 +26,7 @@ class PositionEmbeddingRandom(nn.Module):
     def __init__(self, num_pos_feats: int = 128, scale: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("positional_encoding_gaussian_matrix", scale * torch.randn(2, num_pos_feats))
+        self._grids: dict[tuple[int, ...], Tensor] = {}
 
     def encode(self, coords_norm: Tensor) -> Tensor:
         """(..., 2) xy in [0, 1] -> (..., C).
@@ -36,7 +39,19 @@ class PositionEmbeddingRandom(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=-1).to(matrix.dtype)
 
     def forward(self, grid_hw: tuple[int, int]) -> Tensor:
-        """The encoding of the centres of an h x w grid: (C, h, w)."""
+        """The encoding of the centres of an h x w grid: (C, h, w). Without gradients on a CPU the last ones are kept:
+        sines of a whole grid take as long as a tenth of a click."""
+        matrix = self.positional_encoding_gaussian_matrix
+        if not is_cpu_inference(matrix) or matrix.is_inference():
+            return self._encode_grid(grid_hw)
+        key = (*grid_hw, matrix.data_ptr(), matrix._version)
+        if key not in self._grids:
+            if len(self._grids) >= _MOST_GRIDS:
+                self._grids.clear()
+            self._grids[key] = self._encode_grid(grid_hw).contiguous()
+        return self._grids[key]
+
+    def _encode_grid(self, grid_hw: tuple[int, int]) -> Tensor:
         h, w = grid_hw
         device = self.positional_encoding_gaussian_matrix.device
         y = (torch.arange(h, device=device, dtype=torch.float32) + 0.5) / h

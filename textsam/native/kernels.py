@@ -126,7 +126,7 @@ class Kernels(LayerKernels):
         """The decoder's transformer; see transformer.cpp.
 
         Args:
-            tokens: (n, T, C), C a multiple of 16. keys: (1 or n, C, P). pe: (C, P).
+            tokens: (n, T, C), C a multiple of 16. keys: (1 or n, C, P), overwritten if there are n. pe: (C, P).
             parameters: in the order of the structs there, products as `panels` gives them.
             sizes: heads, their width, that of the MLP, and the number of blocks.
             first_without: the first block takes the place of its tokens.
@@ -134,7 +134,8 @@ class Kernels(LayerKernels):
             tokens (n, T, C) and keys (n, C, P) after the exchange.
         """
         (n, count, channels), positions = tokens.shape, pe.shape[1]
-        out, taken = torch.empty_like(tokens), keys.new_empty(n, channels, positions)
+        out = torch.empty_like(tokens)
+        taken = keys if len(keys) == n else keys.new_empty(n, channels, positions)
         self._library.textsam_transform(
             *integers(n, count, channels, *sizes, first_without, positions),
             ctypes.c_float(epsilon),
