@@ -128,8 +128,10 @@ def test_axes_and_keys_do_not_depend_on_the_count(sam, photo, count):
     assert found.confidence.shape == (count,)
     assert found.class_id.tolist() == [0] * count
     assert set(found.data) == {
-        "class_name", "predicted_iou", "stability_score", "prompt_index", "mask_index", "low_res_logits",
+        "class_name", "predicted_iou", "stability_score", "prompt_index", "mask_index", "presence", "agreement",
+        "low_res_logits",
     }  # fmt: skip
+    assert np.isnan(found.data["presence"]).all()
     assert found.data["low_res_logits"].shape == (count, LOW, LOW)
     assert found.data["class_name"].tolist() == ["object"] * count
 
@@ -216,8 +218,9 @@ def test_text_joins_geometry(photo):
     plain = textsam.predict(points=points, return_logits=True)
     assert named.data["class_name"].tolist() == ["cat", "dog"]
     assert named.class_id.tolist() == [0, 1]
-    assert {"presence", "agreement"} <= set(named.data)
-    assert {"presence", "agreement"}.isdisjoint(plain.data)
+    for score in ("presence", "agreement"):
+        assert np.isfinite(named.data[score]).all()
+        assert np.isnan(plain.data[score]).all()
     assert np.abs(named.data["low_res_logits"] - plain.data["low_res_logits"]).max() > 0.1
     image = textsam._image.embeddings
     with torch.no_grad():

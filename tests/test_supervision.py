@@ -76,3 +76,20 @@ def test_boxes_of_a_detector_keep_order_names_and_numbers(sam: TextSam, picture:
     assert list(found.data["class_name"]) == ["bus", "car"]
     assert found.class_id.tolist() == [5, 2]
     np.testing.assert_array_equal(found.mask, sam.predict(picture, boxes=boxes).mask)
+
+
+def test_what_words_clicks_and_boxes_find_is_merged(sam: TextSam, picture: np.ndarray) -> None:
+    """One picture, asked in three ways; what was not compared with a word is written without its scores."""
+    sam.set_image(picture)
+    asked = [
+        sam.predict(text="cat", threshold=0.0),
+        sam.predict(points=[[50, 60]]),
+        sam.predict(text="dog", boxes=[[10, 10, 90, 80]]),
+        sam.predict(text="dog", threshold=1.0),  # nothing
+    ]
+    merged = sv.Detections.merge(asked)
+    assert len(merged) == sum(map(len, asked)) > 2
+    known = merged.data["class_name"] != "object"
+    assert np.isfinite(merged.data["presence"]).tolist() == known.tolist()
+    record = image_record("picture.png", picture, merged)
+    assert ["presence" in annotation for annotation in record.annotations] == known.tolist()

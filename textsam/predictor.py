@@ -234,8 +234,8 @@ class TextSam:
             xyxy (N, 4) float32; mask (N, H, W) bool; confidence (N,) in [0, 1], see
             `textsam.prompting.detections.confidence_score`; class_id (N,), the number of the text, or of the
             detector's class, or 0; data: class_name, predicted_iou (as the model gives it, not clipped),
-            stability_score, prompt_index, mask_index, with text presence, and agreement where the text can be compared
-            with the mask.
+            stability_score, prompt_index, mask_index, presence of the text in the photo and agreement of the mask with
+            it; these two are NaN where nothing was said, or cannot be compared.
         Raises:
             ValueError, TypeError: a prompt that cannot be meant, saying what is expected, what came, and the mend, or
             an argument by another tool's name (others); or as `read_image`. The photo that is set stays set.

@@ -130,7 +130,7 @@ def image_record(file_name: str, image: RgbImage, detections: sv.Detections) -> 
         if detections.confidence is not None:
             annotation["score"] = round(float(detections.confidence[i]), 6)
         for key in SCORES:
-            if key in detections.data:
+            if key in detections.data and np.isfinite(detections.data[key][i]):
                 annotation[key] = round(float(detections.data[key][i]), 6)
         annotations.append(annotation)
     height, width = image.shape[:2]

@@ -18,7 +18,7 @@ from transformers import pipeline
 
 from textsam.files.images import RgbImage, read_image
 from textsam.language.words import Words
-from textsam.prompting.detections import stability_scores, to_detections, to_numpy
+from textsam.prompting.detections import stability_scores, to_detections, to_numpy, word_scores
 from textsam.prompting.prompts import GeometricPrompts, check_geometry
 from textsam.prompting.questions import ask
 from textsam.prompting.ranker import Ranker
@@ -108,6 +108,7 @@ class RankedSegmenter:
                 "stability_score": stability,
                 "prompt_index": np.arange(len(prompts)),
                 "mask_index": np.zeros(len(prompts), np.int64),
+                **word_scores(len(prompts)),
             },
         )
         return found if threshold is None else found[found.confidence >= threshold]  # type: ignore[return-value]

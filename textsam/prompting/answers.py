@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from textsam.modeling.text_sam import TextSamNetwork
-from textsam.prompting.detections import to_detections, to_numpy
+from textsam.prompting.detections import to_detections, to_numpy, word_scores
 from textsam.prompting.encoded_image import EncodedImage
 from textsam.prompting.geometry_prompting import segment_prompts
 from textsam.prompting.mask_details import Asked, masks_of_photo
@@ -62,10 +62,8 @@ def answer_geometry(
         "stability_score": to_numpy(masks.stability),
         "prompt_index": index,
         "mask_index": to_numpy(masks.mask_index),
+        **word_scores(len(index), masks.presence, masks.agreement),
     }
-    for name, values in (("presence", masks.presence), ("agreement", masks.agreement)):
-        if values is not None:
-            data[name] = to_numpy(values)
     if question.return_logits:
         data["low_res_logits"] = to_numpy(masks.low_res_logits)
     texts = None if text_embeddings is None else text_embeddings[masks.prompt_index]
@@ -107,8 +105,7 @@ def answer_text(
         "stability_score": to_numpy(found.stability),
         "prompt_index": queries,
         "mask_index": np.zeros(len(queries), dtype=np.int64),
-        "presence": to_numpy(found.presence),
-        "agreement": to_numpy(found.agreement),
+        **word_scores(len(queries), found.presence, found.agreement),
     }
     if question.return_logits:
         data["low_res_logits"] = to_numpy(found.low_res_logits)

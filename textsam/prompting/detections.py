@@ -174,6 +174,14 @@ def to_detections(
     )
 
 
+def word_scores(count: int, presence: Tensor | None = None, agreement: Tensor | None = None) -> dict[str, np.ndarray]:
+    """`data` of what words were compared with: (N,) float32 each, NaN where none were, so that the results of a click
+    and of a word can be merged."""
+    scores = {"presence": presence, "agreement": agreement}
+    nothing = torch.full((count,), torch.nan)
+    return {name: to_numpy(nothing if values is None else values) for name, values in scores.items()}
+
+
 def to_numpy(values: Tensor) -> np.ndarray:
     """Any tensor as a NumPy array on the CPU; bfloat16 and float16, which NumPy lacks or prints badly, as float32."""
     if values.dtype in (torch.bfloat16, torch.float16):
