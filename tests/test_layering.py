@@ -88,6 +88,7 @@ LAYERS = [
     "predictor",
     "text_regions.read",
     "queries",
+    "slicing",
     "checkpoints.conversion",
     "checkpoints.weights_io",
     "checkpoints.hub",

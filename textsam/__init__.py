@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from textsam.model import TextSamConfig, TextSamModel
     from textsam.predictor import TextSam
     from textsam.queries import find_queries
+    from textsam.slicing import find_in_slices
     from textsam.text_regions.read import read_text_regions
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "TextSamModel",
     "TextSamProcessor",
     "__version__",
+    "find_in_slices",
     "find_queries",
     "load",
     "push_adapter",
@@ -45,6 +47,7 @@ _HOME = {
     "TextSamConfig": "textsam.model",
     "TextSamModel": "textsam.model",
     "TextSamProcessor": "textsam.huggingface.processing",
+    "find_in_slices": "textsam.slicing",
     "find_queries": "textsam.queries",
     "load": "textsam.checkpoints.loading",
     "push_adapter": "textsam.checkpoints.publishing",

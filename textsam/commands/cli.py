@@ -26,6 +26,7 @@ from textsam.commands.options import (
     Out,
     Overwrite,
     Quantize,
+    Slice,
     Source,
     Threshold,
     geometry,
@@ -33,6 +34,7 @@ from textsam.commands.options import (
 )
 from textsam.commands.run import (
     check_question,
+    check_slices,
     check_words,
     console,
     errors,
@@ -122,6 +124,7 @@ def segment(
     max_instances: Annotated[
         int | None, typer.Option("--max-instances", min=1, help="At most so many objects for each text.")
     ] = None,
+    slice: Slice = None,
     multimask: Annotated[
         bool, typer.Option("--multimask", help="Three masks (whole, part, subpart) for --point, --box or --mask.")
     ] = False,
@@ -135,11 +138,14 @@ def segment(
     Words alone find every instance; points, boxes and masks give one object each, as in SAM, with or without words.
     """
     from textsam.files.runs import weights_identity
+    from textsam.slicing import find_in_slices
 
     names = parse_names(text, "--text")
     options = geometry(point, box, mask, multimask=multimask)
     if not names and not options:
         raise typer.BadParameter("say what to segment: --text, --point, --box or --mask.", param_hint="segment")
+    if slice is not None and (options or not names):
+        raise typer.BadParameter("goes with --text alone.", param_hint="--slice")
     options |= {"threshold": threshold, "max_instances": max_instances}
     options |= {"text": names or None, "negative_text": parse_names(negative_text, "--negative-text") or None}
     paths = pictures(source)
@@ -149,14 +155,19 @@ def segment(
     check_words(names, sam)
     check_words(options["negative_text"] or [], sam, "--negative-text")
     check_question(sam, options)
+    check_slices(slice, sam, names)
     settings = {"command": "segment", "model": [model, clip, adapter, str(sam.network.dtype), quantize], **options}
     settings["weights"] = weights_identity(model, adapter)
     settings["mask_input"] = file_stamp(mask)
     if image_size is not None:
         settings["image_size"] = image_size
+    if slice is not None:
+        settings["slice"] = slice
 
     def predict(image: RgbImage) -> sv.Detections:
-        return sam.predict(image, **options)
+        if slice is None:
+            return sam.predict(image, **options)
+        return find_in_slices(lambda part: sam.predict(part, **options), image, slice, max_instances)
 
     run(paths, out, predict, settings=settings, categories=names, dataset_format=format, overwrite=overwrite)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from textsam.commands.options import Adapter, Cache, Clip, Device, Dtype, Model, Out
+from textsam.commands.options import Adapter, Cache, Clip, Device, Dtype, Model, Out, Slice
 from textsam.commands.run import console, count_of, errors, progress_bar
 
 MAX_ERRORS_SHOWN = 10
@@ -44,6 +44,7 @@ def label(
     max_instances: Annotated[
         int | None, typer.Option("--max-instances", min=1, help="At most so many objects of each class.")
     ] = None,
+    slice: Slice = None,
     cache: Cache = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Pictures of a shard, which a kill loses at most.")] = 500,
     coco: Annotated[bool, typer.Option(help="Write annotations.json beside the parquet shards.")] = True,
@@ -75,6 +76,7 @@ def label(
         dtype=dtype,
         threshold=threshold,
         max_instances=max_instances,
+        slice=slice,
         cache=None if cache is None else str(cache.resolve()),
     )
 

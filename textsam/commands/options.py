@@ -41,6 +41,16 @@ NegativeText = Annotated[
 Threshold = Annotated[
     float | None, typer.Option("--threshold", min=0, max=1, help="Least confidence. Default: the model's own.")
 ]
+Slice = Annotated[
+    int | None,
+    typer.Option(
+        "--slice",
+        metavar="PX",
+        min=32,
+        help="Ask slices of this side, too: small things in large pictures.",
+        show_default=False,
+    ),
+]
 Format = Annotated[
     Literal["coco", "yolo", "voc"] | None,
     typer.Option("--format", help="Also write DIR/dataset in this form.", show_default=False),

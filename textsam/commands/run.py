@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import supervision as sv
 
@@ -73,6 +73,12 @@ def check_question(sam: TextSam, options: dict[str, Any]) -> None:
             sam.text_reader.levels_asked(question.texts, question.negative_texts)
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="segment") from error
+
+
+def check_slices(side: int | None, sam: TextSam, names: Sequence[str]) -> None:
+    """Slices go with words alone, and written text is read in tiles as it is."""
+    if side is not None and sam.text_reader is not None and sam.text_reader.levels_asked(names):
+        raise typer.BadParameter("written text is read in tiles already: leave it out.", param_hint="--slice")
 
 
 def file_stamp(path: Path | None) -> list[Any] | None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textsam.files.export import image_record
 from textsam.files.runs import PICTURE_ERRORS, weights_identity
 from textsam.labelling.shards import RunFolder
 from textsam.labelling.sources import PictureReader, Reference
 from textsam.language.queries import QueryList
+
+if TYPE_CHECKING:
+    import supervision as sv
+
+    from textsam.files.images import RgbImage
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class LabelSettings:
         model, clip, adapter, device, dtype: as `textsam.load`.
         classes: the lines of the class list; see `textsam.language.queries`.
         threshold, max_instances: as `textsam.queries.find_queries`.
+        slice: side in px of the slices that are asked, too; see `textsam.slicing`. None: the whole picture alone.
         cache: folder of embeddings; None: none. It does not change the results.
     """
 
@@ -33,11 +39,14 @@ class LabelSettings:
     dtype: str | None = None
     threshold: float | None = None
     max_instances: int | None = None
+    slice: int | None = None
     cache: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """What must not change between runs into one folder."""
         values = {name: value for name, value in asdict(self).items() if name not in ("device", "cache")}
+        if self.slice is None:  # as before there was this choice
+            del values["slice"]
         return {**values, "weights": weights_identity(self.model, self.adapter)}
 
 
@@ -64,7 +73,9 @@ class Labeller:
         if settings.cache is not None:
             self.sam.use_cache(Path(settings.cache))
         if self.sam.text_reader is not None:  # what cannot be read is told now, and not once for each picture
-            self.sam.text_reader.levels_asked(self.queries.texts, self.queries.negative_texts)
+            levels = self.sam.text_reader.levels_asked(self.queries.texts, self.queries.negative_texts)
+            if levels and settings.slice is not None:
+                raise ValueError("Expected no slice with written text, which is read in tiles already: leave it out.")
         if self.sam.text_encoder is not None:
             self.sam.text_encoder.encode([*self.queries.texts, *self.queries.negative_texts])
         self.reader = PictureReader()
@@ -95,19 +106,27 @@ class Labeller:
 
     def label(self, reference: Reference) -> dict[str, Any]:
         """One picture as a row of `result_schema`; an error of the picture is part of the row."""
-        from textsam.queries import find_queries
-
         row: dict[str, Any] = {**vars(reference), "width": None, "height": None, "annotations": [], "error": None}
         try:
             image = self.reader.read(reference)
-            found = find_queries(
-                self.sam,
-                image,
-                self.queries,
-                max_instances=self.settings.max_instances,
-                threshold=self.settings.threshold,
-            )
+            found = self.find(image)
             record = image_record(reference.key, image, found)
         except PICTURE_ERRORS as error:
             return {**row, "error": " ".join(str(error).split()) or type(error).__name__}
         return {**row, "width": record.width, "height": record.height, "annotations": record.objects}
+
+    def find(self, image: RgbImage) -> sv.Detections:
+        """The classes in a picture."""
+        from textsam.queries import find_queries
+        from textsam.slicing import find_in_slices
+
+        settings = self.settings
+
+        def ask(part: RgbImage) -> sv.Detections:
+            return find_queries(
+                self.sam, part, self.queries, max_instances=settings.max_instances, threshold=settings.threshold
+            )
+
+        return (
+            ask(image) if settings.slice is None else find_in_slices(ask, image, settings.slice, settings.max_instances)
+        )
