@@ -44,19 +44,29 @@ class TextRegions:
 
     def mask(self, index: int) -> np.ndarray:
         """(H, W) bool of one instance."""
-        if self.areas is None:
-            return draw_polygon(self.quads[index], self.size_hw)
-        left, top, area = self.areas[index]
         mask = np.zeros(self.size_hw, bool)
-        mask[top : top + area.shape[0], left : left + area.shape[1]] = area
+        self._draw(index, mask)
         return mask
 
     def union_mask(self) -> np.ndarray:
         """(H, W) bool of all of them."""
         union = np.zeros(self.size_hw, bool)
         for index in range(len(self)):
-            union |= self.mask(index)
+            self._draw(index, union)
         return union
+
+    def _draw(self, index: int, onto: np.ndarray) -> None:
+        """Adds an instance to a mask (H, W) bool, of which no more is touched: memory that nobody writes to is free."""
+        if self.areas is not None:
+            left, top, area = self.areas[index]
+        else:
+            quad, limits = self.quads[index], np.array(self.size_hw[::-1])
+            left, top = low = np.clip(np.floor(quad.min(axis=0)).astype(int) - 1, 0, limits)
+            width, height = np.clip(np.ceil(quad.max(axis=0)).astype(int) + 1, 0, limits) - low
+            if min(width, height) <= 0:
+                return
+            area = draw_polygon(quad - low, (int(height), int(width)))
+        onto[top : top + area.shape[0], left : left + area.shape[1]] |= area
 
     def select(self, indices: np.ndarray) -> TextRegions:
         """The regions at these indices, (K,) int64; line and block keep their numbers."""
@@ -90,7 +100,7 @@ class TextRegions:
         count = len(self)
         masks = np.zeros((count, *self.size_hw), bool)
         for index in range(count):
-            masks[index] = self.mask(index)
+            self._draw(index, masks[index])
         data = {
             "quad": self.quads.reshape(count, 4, 2),
             "order": np.arange(count),
