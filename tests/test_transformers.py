@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import convert_to_fp32, send_to_device
 from hub_server import HubServer
 from miniatures import CLIP_DIM
 from PIL import Image
@@ -413,3 +415,19 @@ def test_prompts_under_another_name_are_not_lost(processor, wrong: str, right: s
 def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"neither processor_config\.json nor config\.json"):
         TextSamProcessor.from_pretrained(tmp_path)
+
+
+def test_outputs_by_name_and_place(processor, model) -> None:
+    """As those of transformers' models, which tools take apart and put together again."""
+    inputs = processor(images=photo(), input_boxes=[[5, 5, 70, 55]], text="cat")
+    with torch.inference_mode():
+        named = model(**inputs)
+        plain = model(**processor(images=photo(), input_boxes=[[5, 5, 70, 55]]))
+    assert list(named.keys()) == ["low_res_logits", "iou_predictions", "presence_logits"]
+    assert named[0] is named["low_res_logits"] is named.low_res_logits
+    assert len(plain.to_tuple()) == 2  # no word, no presence
+    lower = type(plain)(**{name: value.half() for name, value in plain.items()})
+    widened = send_to_device(convert_to_fp32(lower), "cpu")
+    assert type(widened) is type(plain)
+    assert widened.low_res_logits.dtype == torch.float32
+    assert "text_embeddings" in inspect.signature(model.forward).parameters

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from textsam.config import NetworkConfig
 from textsam.modeling.prompt_encoder import PromptEncoder
@@ -27,6 +30,16 @@ class TextSamConfig(NetworkConfig, PreTrainedConfig):
         PreTrainedConfig.__init__(self, **kwargs)
 
 
+@dataclass
+class TextSamOutput(ModelOutput):
+    """`MaskPredictions`, which tells the shapes, as transformers' and accelerate's tools take it: by attribute, by name
+    and by place."""
+
+    low_res_logits: Tensor | None = None
+    iou_predictions: Tensor | None = None
+    presence_logits: Tensor | None = None
+
+
 class TextSamModel(TextSamNetwork, PreTrainedModel):
     """`TextSamNetwork` with what transformers gives to its models; the same names in the state dict."""
 
@@ -44,6 +57,10 @@ class TextSamModel(TextSamNetwork, PreTrainedModel):
         self.add_parts(config)
         self.post_init()
         self._is_made = True
+
+    @wraps(TextSamNetwork.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> TextSamOutput:  # type: ignore[override]
+        return TextSamOutput(**vars(super().forward(*args, **kwargs)))
 
     @classmethod
     def of(cls, network: TextSamNetwork) -> TextSamModel:
