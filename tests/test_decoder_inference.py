@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from tiny_models import SIDE, tiny_model
 from torch import Tensor, nn
 
 from textsam.model import TextSamModel
-from textsam.modeling import decoder_inference, decoder_native, mask_decoder
+from textsam.modeling import decoder_inference, decoder_native, mask_decoder, prompt_encoder
 from textsam.modeling.decoder_inference import is_foldable
 from textsam.modeling.prompt_encoder import PositionEmbeddingRandom
 from textsam.modeling.structures import ImageEmbeddings, MaskPredictions
@@ -190,15 +192,33 @@ def test_the_image_is_left_as_it_was(model: TextSamModel, case: str) -> None:
 @torch.no_grad()
 def test_kept_position_encodings_are_those_of_the_matrix() -> None:
     layer = PositionEmbeddingRandom(8)
+    fresh = pickle.dumps(layer)
     first = layer((3, 4))
     assert layer((3, 4)) is first  # kept
+    assert len(pickle.dumps(layer)) == len(fresh)  # beside the layer, not in it
+
+    def check() -> None:
+        with torch.enable_grad():
+            expected = layer((3, 4))
+        assert layer((3, 4)).dtype == layer.positional_encoding_gaussian_matrix.dtype
+        assert torch.equal(layer((3, 4)), expected)
+
     layer.load_state_dict(PositionEmbeddingRandom(8).state_dict())
-    with torch.enable_grad():
-        expected = layer((3, 4))
-    assert torch.equal(layer((3, 4)), expected)
-    assert not torch.equal(expected, first)
-    layer.to(torch.bfloat16)
-    assert layer((3, 4)).dtype == torch.bfloat16
+    check()
+    assert not torch.equal(layer((3, 4)), first)
+    layer.positional_encoding_gaussian_matrix.data.copy_(torch.randn(2, 8))
+    check()
+    for _ in range(20):  # in memory that a former matrix left
+        layer.load_state_dict(PositionEmbeddingRandom(8).state_dict(), assign=True)
+        check()
+    for dtype in (torch.float16, torch.bfloat16, torch.float32) * 5:
+        check()
+        layer.to(dtype)
+        check()
+    with torch.inference_mode():
+        layer.load_state_dict(PositionEmbeddingRandom(8).state_dict(), assign=True)
+        check()
+    check()
     for side in range(1, 40):
         layer((side, side))
-    assert len(layer._grids) < 10
+    assert len(prompt_encoder._kept[layer][1]) < 10

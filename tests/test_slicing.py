@@ -99,13 +99,42 @@ def test_a_coarse_find_gives_way_to_what_makes_it_up() -> None:
     assert found.data["class_name"].tolist() == ["red", "red", "green"]
 
 
+def test_what_ends_just_before_an_edge_of_a_slice_is_cut() -> None:
+    """Masks of cut things may stop a pixel short; at the photo's own border that is no cut."""
+
+    def ask_short(part: np.ndarray) -> sv.Detections:
+        inner = part.copy()
+        inner[[0, -1]] = inner[:, [0, -1]] = 0
+        return ask(inner)
+
+    too_large_for_the_overlap = (60, 73, 88, 101)
+    assert len(find_in_slices(ask_short, draw(too_large_for_the_overlap), SIDE)) == 0
+    found = find_in_slices(ask_short, draw((0, 0, 20, 20), (280, 280, 300, 300)), SIDE)
+    assert sorted(map(tuple, found.xyxy.tolist())) == [(1, 1, 19, 19), (280, 280, 298, 298)]
+
+
 def test_nothing_and_small_photos() -> None:
-    assert len(find_in_slices(ask, draw(), SIDE)) == 0
+    nothing = find_in_slices(ask, draw(), SIDE)
+    assert len(nothing) == 0
+    assert isinstance(nothing.mask, sv.CompactMask)
+    assert len(find_in_slices(lambda part: sv.Detections.empty(), draw(), SIDE)) == 0
+    assert isinstance(find_in_slices(ask, draw((60, 60, 240, 240)), SIDE).mask, sv.CompactMask)  # nothing in slices
     picture = draw((10, 10, 50, 50), size=90)
     found = find_in_slices(ask, picture, SIDE)
     np.testing.assert_array_equal(found.mask, ask(picture).mask)
     with pytest.raises(ValueError, match="at least 32 px, got 31"):
         find_in_slices(ask, picture, 31)
+
+
+@pytest.mark.parametrize("name", ["quad", "point_coords"])
+def test_places_that_would_have_to_move_are_refused(name: str) -> None:
+    def ask_places(part: np.ndarray) -> sv.Detections:
+        found = ask(part)
+        found.data[name] = found.xyxy[:, :2]
+        return found
+
+    with pytest.raises(ValueError, match=rf"by words, got data of places \({name}\)"):
+        find_in_slices(ask_places, draw((60, 60, 240, 240)), SIDE)
 
 
 @pytest.mark.parametrize("shape", [(40, 130), (130, 64), (97, 131)])

@@ -131,7 +131,7 @@ def run_gpu(
         rounds: timed samples of each side. budget: seconds after which no further row is begun.
     """
     torch.backends.cudnn.allow_tf32 = False  # what is called float32 is float32, on both sides
-    torch._dynamo.config.recompile_limit = 64  # sizes and batches are many; at the limit blocks would run eagerly
+    torch._dynamo.config.cache_size_limit = 64  # sizes and batches are many; at the limit blocks would run eagerly
     record = Record(device, out, budget, rounds, console)
     stages = (_measure_first, _measure_later)
     for stage in stages:

@@ -6,6 +6,7 @@ Source: Kirillov et al. 2023, *Segment Anything*, section 3, appendix A (points,
 from __future__ import annotations
 
 import math
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from textsam.modeling.native_layers import PackedDrawing, packed
 from textsam.modeling.structures import DrawnPrompts, PromptEmbeddings
 
 _MOST_GRIDS = 8  # that are kept: a photo's, those of crops, and a few more
+# Of each layer the matrix as it was and the encodings of grids (h, w); beside the layers, as what `packed` keeps.
+_kept: WeakKeyDictionary[nn.Module, tuple[Tensor, dict[tuple[int, int], Tensor]]] = WeakKeyDictionary()
 
 
 class PositionEmbeddingRandom(nn.Module):
@@ -26,7 +29,6 @@ class PositionEmbeddingRandom(nn.Module):
     def __init__(self, num_pos_feats: int = 128, scale: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("positional_encoding_gaussian_matrix", scale * torch.randn(2, num_pos_feats))
-        self._grids: dict[tuple[int, ...], Tensor] = {}
 
     def encode(self, coords_norm: Tensor) -> Tensor:
         """(..., 2) xy in [0, 1] -> (..., C).
@@ -42,14 +44,17 @@ class PositionEmbeddingRandom(nn.Module):
         """The encoding of the centres of an h x w grid: (C, h, w). Without gradients on a CPU the last ones are kept:
         sines of a whole grid take as long as a tenth of a click."""
         matrix = self.positional_encoding_gaussian_matrix
-        if not is_cpu_inference(matrix) or matrix.is_inference():
+        if not is_cpu_inference(matrix):
             return self._encode_grid(grid_hw)
-        key = (*grid_hw, matrix.data_ptr(), matrix._version)
-        if key not in self._grids:
-            if len(self._grids) >= _MOST_GRIDS:
-                self._grids.clear()
-            self._grids[key] = self._encode_grid(grid_hw).contiguous()
-        return self._grids[key]
+        seen, grids = _kept.get(self, (None, {}))
+        if seen is None or seen.dtype != matrix.dtype or not torch.equal(seen, matrix):
+            seen, grids = _kept[self] = matrix.clone(), {}
+        grid = grids.get(grid_hw)
+        if grid is None:
+            if len(grids) >= _MOST_GRIDS:
+                grids.clear()
+            grid = grids[grid_hw] = self._encode_grid(grid_hw).contiguous()
+        return grid
 
     def _encode_grid(self, grid_hw: tuple[int, int]) -> Tensor:
         h, w = grid_hw
