@@ -366,6 +366,28 @@ def test_evaluation_keeps_the_best(tmp_path: Path) -> None:
     assert load_model(tmp_path / "run" / "best").config.text_trained
 
 
+def without(data: Path, *lists: str) -> Path:
+    """A COCO file beside another that lacks its images or annotations."""
+    content = json.loads(data.read_text())
+    data.with_name("less.json").write_text(json.dumps({**content, **{name: [] for name in lists}}))
+    return data.with_name("less.json")
+
+
+def test_nothing_to_evaluate_on_is_no_score(tmp_path: Path) -> None:
+    """Every model would score 0, and the first one be kept as the best."""
+    data = write_coco(tmp_path / "data")
+    with pytest.raises(ValueError, match="has no object to evaluate on"):
+        run(miniature("sam-vit-h-text", steps=1), data, tmp_path / "run", val=without(data, "annotations"))
+
+
+def test_nothing_to_learn_from_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = write_coco(tmp_path / "data")
+    run(miniature("sam-vit-h-text", steps=1), without(data, "annotations"), tmp_path / "run")
+    assert "the pictures up to step 1 had no mask to learn from" in caplog.text
+    with pytest.raises(ValueError, match=r"less\.json has no picture to train on"):
+        open_source(str(without(data, "images", "annotations")))
+
+
 def test_the_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from train.__main__ import main, with_setting
 
@@ -385,8 +407,9 @@ def test_the_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.Capt
         assert main(["sam-vit-h-text", data, "--out", str(tmp_path / "o"), *arguments]) == 1
         assert words in capsys.readouterr().err
     missing = ["--names", "n.npz", "--trunk", "t", "--text-encoder", "e", "--out", str(tmp_path / "o")]
-    assert main(["textsam-tiny", str(tmp_path), *missing]) == 1
-    assert "train: " in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["textsam-tiny", str(tmp_path), *missing])
+    assert "argument --names: expected a file, but n.npz is missing" in capsys.readouterr().err
     assert with_setting(RECIPES["sam-vit-b-text-small-gpu"], "samples.views=null").samples.views is None
     assert with_setting(RECIPES["sam-vit-h-text"], "samples.min_side_px=0.5").samples.min_side_px == 0.5  # of 100
     recipe = with_setting(with_setting(RECIPES["sam-vit-h-text"], "step.noise=0.1"), "samples.scale_range=[0.5,2]")

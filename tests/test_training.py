@@ -372,7 +372,9 @@ def test_a_row_that_was_stopped_does_not_go_on_with_other_options(
         raise SystemExit("stopped")
 
     monkeypatch.setattr(ablation, "run_row", stop)
-    paths = [f"--{name}=x" for name in ("data", "trunk", "names", "text-encoder", "crops")]
+    (tmp_path / "x").touch()
+    paths = [f"--{name}={tmp_path}" for name in ("data", "text-encoder")]
+    paths += [f"--{name}={tmp_path / 'x'}" for name in ("trunk", "names", "crops")]
     for steps, told in ((6, "stopped"), (6, "stopped"), (2, "2")):
         with pytest.raises(SystemExit, match=told):
             ablation.main(["d5", *paths, f"--out={tmp_path}", f"--steps={steps}"])

@@ -14,9 +14,9 @@ import json
 import logging
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from textsam.files.coco import MAX_BAD_SHARE
+from train import command
 from train.recipes import RECIPES, TINY, TINY_COMMAND, TINY_EXPECTED, Recipe
 
 PARTS = ("text", "text+decoder", "all")
@@ -24,21 +24,15 @@ SETTABLE = ("step", "samples", "loop", "prompt")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0: trained, or stopped by SIGTERM with everything saved; 1: an error, in one sentence."""
+    """Exit code 0: trained, or stopped by SIGTERM with everything saved; others: see `train.command`."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        if arguments[:1] == [TINY]:
-            from train.tiny import main as train_tiny
+    if arguments[:1] == [TINY]:
+        from train.tiny import main as train_tiny
 
-            # The data folder has no option name here, as in the other recipes.
-            rest = arguments[1:]
-            train_tiny(["--data", *rest] if rest and not rest[0].startswith("-") else rest)
-        else:
-            _run(_parse(arguments))
-    except (OSError, ValueError, ImportError) as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 1
-    return 0
+        # The data folder has no option name here, as in the other recipes.
+        rest = arguments[1:]
+        return command.run(lambda: train_tiny(["--data", *rest] if rest and not rest[0].startswith("-") else rest))
+    return command.run(lambda: _run(_parse(arguments)))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -51,9 +45,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("recipe", choices=[*RECIPES, TINY])
     parser.add_argument("data", nargs="+")
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--val", type=Path, help="COCO instances file to evaluate on now and then")
-    parser.add_argument("--val-limit", type=int, default=200, help="pictures of it")
+    parser.add_argument("--out", required=True, type=command.new_folder)
+    parser.add_argument("--val", type=command.file, help="COCO instances file to evaluate on now and then")
+    parser.add_argument("--val-limit", type=command.at_least(1), default=200, help="pictures of it")
     parser.add_argument("--init", help="start from this model instead: name, file or folder")
     parser.add_argument("--random-weights", action="store_true", help="start from nothing, to try the machinery")
     parser.add_argument("--clip", help="open_clip's MODEL:TAG or MODEL:FILE, instead of the recipe's")

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,12 +30,14 @@ from textsam.model import TextSamConfig, TextSamModel
 from textsam.prompting.encoded_image import encode_images
 from textsam.prompting.text_reading import read_texts
 from textsam.prompting.transforms import masks_at_original_size
+from train import command
 from train.data import CocoSamples, Source
-from train.embedding_table import EmbeddingTable
+from train.embedding_table import EmbeddingTable, crop_key
 from train.loop import LoopOptions, train
 from train.step import TextSamStep
 from train.text_encoder import load_targets
-from train.tiny import NameIndex, draw_from, first_blocks
+from train.tiny import NameIndex, draw_from, first_blocks, read_crop_embeddings
+from train.trunk_weights import read_trunk
 
 HELD_OUT = ("bird", "bus", "cow", "motorbike", "sofa")  # of VOC's 20
 
@@ -95,7 +96,7 @@ class TextStep(TextSamStep):
             return super().texts_of(names)
         return torch.stack([self._any_crop(name) for name in names])
 
-    def text_of(self, name: int, key: tuple[str, int] | None, generator: torch.Generator) -> Tensor:
+    def text_of(self, name: int, key: tuple[str, int | str] | None, generator: torch.Generator) -> Tensor:
         if self.crop_share == 1 and key not in self.table.crops:
             return self._any_crop(name)
         return super().text_of(name, key, generator)
@@ -121,11 +122,11 @@ def run_row(row: Row, args: argparse.Namespace, out: Path) -> dict[str, Any]:
         similarity_head=row.dense, image_presence=row.dense, dense_geometry=row.dense,
     )  # fmt: skip
     model = TextSamModel(config)
-    model.image_encoder.load_trunk(load_file(args.trunk))
+    model.image_encoder.load_trunk(read_trunk(args.trunk))
     model.image_encoder.to(memory_format=torch.channels_last)
     if row.centred:
         model.prompt_encoder.modality_means[:] = embeddings.mean(0)
-    crops = {tuple_of(key): value for key, value in load_file(args.crops).items()}
+    crops = read_crop_embeddings(args.crops)
     sources = [Source(args.data / "voc", 1.0, True, "train_semantic.json"), Source(args.data / "coco", 2.5)]
     options = LoopOptions(
         steps=args.steps, batch_size=8, lr=args.lr, trunk_lr=args.lr / 10, muon=True, mixed_precision="no",
@@ -136,7 +137,7 @@ def run_row(row: Row, args: argparse.Namespace, out: Path) -> dict[str, Any]:
     crops_of: dict[int, list] = {}
     for source, dataset in {item[0].folder.name: item[1] for item in data.items}.items():
         for region in (region for image in dataset for region in image.instances):
-            if (key := (source, int(region.id))) in crops and (name := dataset.name_of(region)) in shown:
+            if (key := crop_key(source, region.id)) in crops and (name := dataset.name_of(region)) in shown:
                 crops_of.setdefault(shown[name], []).append(key)
     distractors = torch.tensor([number for number in draw_from(names) if number not in hidden])
     table = EmbeddingTable(embeddings, crops, distractors, embeddings.mean(0))
@@ -184,14 +185,8 @@ def score(
     return figures
 
 
-def tuple_of(key: str) -> tuple[str, int]:
-    """ "voc/12" -> ("voc", 12)."""
-    folder, number = key.rsplit("/", 1)
-    return folder, int(number)
-
-
 def _names(folder: Path) -> list[str]:
-    return [category["name"] for category in json.loads((folder / "train.json").read_text())["categories"]]
+    return list(load_coco(folder / "train.json").categories.values())
 
 
 def table_of(out: Path) -> str:
@@ -202,21 +197,29 @@ def table_of(out: Path) -> str:
         if (file := out / f"{name}.json").exists():
             figures = json.loads(file.read_text())
             main, rest = figures["trained"], figures.get("held_out")
-            last = f"{rest['iou_classes']:.3f}, {rest['auroc']:.3f}" if rest else "-"
-            cells = (f"{main[key]:.3f}" for key in ("iou_classes", "iou_pairs", "auroc"))
+            last = ", ".join(_number(rest[key]) for key in ("iou_classes", "auroc")) if rest else "-"
+            cells = (_number(main[key]) for key in ("iou_classes", "iou_pairs", "auroc"))
             lines.append(f"| `{name}` | {row.what} | {' | '.join(cells)} | {last} |")
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    """None: nothing was there to measure, such as presence of a name that is in every picture."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"default: all of {', '.join(ROWS)}")
-    for name in ("data", "trunk", "names", "text-encoder", "crops", "out"):
-        parser.add_argument(f"--{name}", required=True, type=Path)
-    parser.add_argument("--steps", type=int, default=200)
+    for name in ("data", "text-encoder"):
+        parser.add_argument(f"--{name}", required=True, type=command.folder)
+    for name in ("trunk", "names", "crops"):
+        parser.add_argument(f"--{name}", required=True, type=command.file)
+    parser.add_argument("--out", required=True, type=command.new_folder)
+    parser.add_argument("--steps", type=command.at_least(1), default=200)
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=command.at_least(0), default=0)
     args = parser.parse_args(arguments)
     if unknown := [name for name in args.rows if name not in ROWS]:
         parser.error(f"there is no row {unknown[0]!r}; choose from {', '.join(ROWS)}")
@@ -237,4 +240,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

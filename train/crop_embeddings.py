@@ -20,6 +20,7 @@ from torch import Tensor
 
 from textsam.files.coco import load_coco
 from textsam.language.small_clip import SmallCropEncoder
+from train import command
 
 
 def embed_set(encoder: SmallCropEncoder, folder: Path, per_image: int, seed: int) -> dict[str, Tensor]:
@@ -46,22 +47,24 @@ def embed_set(encoder: SmallCropEncoder, folder: Path, per_image: int, seed: int
     return {key: row.clone() for key, row in zip(keys, rows, strict=True)}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="+", help="folders in DATA")
-    parser.add_argument("--data", required=True, type=Path)
-    parser.add_argument("--crop-encoder", required=True)
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--per-image", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    parser.add_argument("--data", required=True, type=command.folder)
+    parser.add_argument("--crop-encoder", required=True, type=command.folder)
+    parser.add_argument("--out", required=True, type=command.new_file)
+    parser.add_argument("--per-image", type=command.at_least(1), default=12)
+    parser.add_argument("--seed", type=command.at_least(0), default=0)
+    args = parser.parse_args(arguments)
     encoder = SmallCropEncoder.from_pretrained(args.crop_encoder)
     table: dict[str, Tensor] = {}
     for name in args.sets:
         table.update(embed_set(encoder, args.data / name, args.per_image, args.seed))
         print(f"{name}: {len(table)} masks so far", flush=True)
+    if not table:
+        raise ValueError(f"none of the sets {', '.join(args.sets)} has a mask to embed: name sets with objects")
     save_file(table, args.out)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,17 +23,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from pycocotools import mask as coco_mask
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from textsam.files.coco import load_coco
+from textsam.files.images import read_image
 from textsam.language.crops import square_crop
 from textsam.language.small_clip import SmallCropEncoder
 from textsam.language.vocabulary import Vocabulary
+from train import command
 from train.text_encoder import load_targets
+from train.trunk_weights import CLASSIFIER, read_trunk
 
 # Crops for training, by data set; the rest of a large set shows more of the same (windows of facades).
 CAPS = {"voc": 4300, "coco": 2400, "ccp": 1500, "facade": 250, "pennfudan": 150, "balloon": 120, "caltech101": 1400}
@@ -82,7 +84,7 @@ def cache_features(model: SmallCropEncoder, crops: list[Crop], *, augment: bool,
     path, image = None, np.zeros((1, 1, 3), np.uint8)
     for index, (file, rle, _) in enumerate(crops):
         if file != path:
-            path, image = file, np.asarray(Image.open(file).convert("RGB"))
+            path, image = file, read_image(file)
         mask = np.ones(image.shape[:2], bool) if rle is None else coco_mask.decode(rle).astype(bool)
         expand = rng.uniform(1, 2) if augment else 1.25
         if rle is None:
@@ -99,7 +101,7 @@ def cache_features(model: SmallCropEncoder, crops: list[Crop], *, augment: bool,
             batch = (torch.from_numpy(np.stack(part)) for part in (pixels, coverages))
             features.append(model.pooled_features(*batch))
             pixels, coverages = [], []
-    return torch.cat(features)
+    return torch.cat(features) if features else torch.zeros(0, model.visual_projection.in_features)
 
 
 def cache(args: argparse.Namespace) -> None:
@@ -110,16 +112,35 @@ def cache(args: argparse.Namespace) -> None:
     rng = random.Random(args.seed)
     stored: dict[str, Any] = {}
     for split in ("val", "train"):
-        for name, crops in list_crops(Path(args.data), split, vocabulary, rng).items():
+        for name, crops in list_crops(args.data, split, vocabulary, rng).items():
             features = cache_features(model, crops, augment=split == "train", rng=rng)
             stored[f"{split}/{name}"] = {"features": features.half(), "names": [crop[2] for crop in crops]}
             print(f"{split} {name}: {len(crops)} crops", flush=True)
     torch.save(stored, args.out)
 
 
+def read_crops(path: Path, names: list[str]) -> dict[str, Any]:
+    """What `cache` wrote.
+
+    Raises:
+        ValueError: it is another file, or holds crops of names without an embedding.
+    """
+    try:
+        stored = torch.load(path, weights_only=True)
+        shown = {name for part in stored.values() for name in part["names"]}
+    except (AttributeError, EOFError, KeyError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} must be what `train.crop_encoder cache` wrote, but cannot be read as such") from error
+    if unknown := sorted(shown - set(names)):
+        raise ValueError(
+            f"{path} has crops of {unknown[0]!r}, of which --names has no embedding: give the names that the "
+            "vocabulary of `cache` was made of"
+        )
+    return stored
+
+
 def load_trunk(model: SmallCropEncoder, path: str | Path) -> None:
     """Put ImageNet weights into the trunk, all but the classifier."""
-    state = {name: value for name, value in load_file(path).items() if not name.startswith("classifier.")}
+    state = {name: value for name, value in read_trunk(path).items() if name not in CLASSIFIER}
     model.trunk.load_state_dict(state, strict=True)
 
 
@@ -195,13 +216,17 @@ def evaluate(head: torch.nn.Module, stored: dict[str, Any], names: list[str], ta
 
 def fit(args: argparse.Namespace) -> None:
     """Fit the head on cached features, print the scores, write the encoder."""
+    model = SmallCropEncoder()
+    load_trunk(model, args.trunk)
     torch.manual_seed(args.seed)
     names, targets = load_targets(args.names)
-    stored = torch.load(args.crops, weights_only=True)
+    stored = read_crops(args.crops, names)
     index_of = {name: index for index, name in enumerate(names)}
     parts = [part for key, part in stored.items() if key.startswith("train/")]
     features = torch.cat([part["features"] for part in parts]).float()
     labels = torch.tensor([index_of[name] for part in parts for name in part["names"]])
+    if not len(labels):
+        raise ValueError(f"{args.crops} holds no crop to train on: none of the objects in DATA has a known name")
     head = fit_head(
         features,
         labels,
@@ -216,8 +241,6 @@ def fit(args: argparse.Namespace) -> None:
     for name, value in evaluate(head, stored, names, targets).items():
         print(f"{value:7.4f}  {name}")
     if args.out:
-        model = SmallCropEncoder()
-        load_trunk(model, args.trunk)
         model.visual_projection.load_state_dict(head.state_dict())
         model.save_pretrained(args.out)
 
@@ -226,41 +249,43 @@ def score(args: argparse.Namespace) -> None:
     """Print the scores of saved weights on the cached validation crops."""
     names, targets = load_targets(args.names)
     head = SmallCropEncoder.from_pretrained(args.weights).visual_projection
-    for name, value in evaluate(head, torch.load(args.crops, weights_only=True), names, targets).items():
+    for name, value in evaluate(head, read_crops(args.crops, names), names, targets).items():
         print(f"{value:7.4f}  {name}")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=command.at_least(1), default=1)
     parser.add_argument("--seed", type=int, default=0)
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("cache", help="compute the pooled features of the crops")
-    command.add_argument("--data", required=True)
-    command.add_argument("--vocabulary", required=True)
-    command.add_argument("--trunk", required=True)
-    command.add_argument("--out", required=True)
-    command.set_defaults(run=cache)
-    command = commands.add_parser("fit", help="fit and score the head")
-    command.add_argument("--crops", required=True)
-    command.add_argument("--names", required=True)
-    command.add_argument("--trunk", required=True)
-    command.add_argument("--out", help="folder of the weights; without it the scores are only printed")
-    command.add_argument("--steps", type=int, default=900)
-    command.add_argument("--lr", type=float, default=7e-4)
-    command.add_argument("--weight-decay", type=float, default=0.5)
-    command.add_argument("--dropout", type=float, default=0.4)
-    command.add_argument("--cosine-weight", type=float, default=10.0)
-    command.set_defaults(run=fit)
-    command = commands.add_parser("score", help="score saved weights")
-    command.add_argument("--crops", required=True)
-    command.add_argument("--names", required=True)
-    command.add_argument("--weights", required=True)
-    command.set_defaults(run=score)
-    args = parser.parse_args()
+    one = commands.add_parser("cache", help="compute the pooled features of the crops")
+    one.add_argument("--data", required=True, type=command.folder)
+    one.add_argument("--vocabulary", required=True, type=command.file)
+    one.add_argument("--trunk", required=True, type=command.file)
+    one.add_argument("--out", required=True, type=command.new_file)
+    one.set_defaults(run=cache)
+    one = commands.add_parser("fit", help="fit and score the head")
+    one.add_argument("--crops", required=True, type=command.file)
+    one.add_argument("--names", required=True, type=command.file)
+    one.add_argument("--trunk", required=True, type=command.file)
+    one.add_argument(
+        "--out", type=command.new_folder, help="folder of the weights; without it the scores are only printed"
+    )
+    one.add_argument("--steps", type=command.at_least(1), default=900)
+    one.add_argument("--lr", type=float, default=7e-4)
+    one.add_argument("--weight-decay", type=float, default=0.5)
+    one.add_argument("--dropout", type=command.share, default=0.4)
+    one.add_argument("--cosine-weight", type=float, default=10.0)
+    one.set_defaults(run=fit)
+    one = commands.add_parser("score", help="score saved weights")
+    one.add_argument("--crops", required=True, type=command.file)
+    one.add_argument("--names", required=True, type=command.file)
+    one.add_argument("--weights", required=True, type=command.folder)
+    one.set_defaults(run=score)
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     args.run(args)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

@@ -46,6 +46,12 @@ class CutoutSet:
         return category_list(self.records)
 
     def write(self) -> None:
+        """
+        Raises:
+            ValueError: nothing was added.
+        """
+        if not self.records:
+            raise ValueError(f"no object with a known name was found for {self.folder}: look at what was given to read")
         content = {**coco_document(self.records, self.names()), "info": {"description": "Objects to paste into photos"}}
         (self.folder / "train.json").write_text(json.dumps(content))
 

@@ -5,6 +5,7 @@ A sample is a function of (seed, epoch, index) alone, so a run can be repeated a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,9 @@ from torch.utils.data import Dataset
 
 from textsam.evaluation.geometry import farthest_from_boundary
 from textsam.files.coco import CocoDataset, CocoImage, Region, load_coco
+from train.embedding_table import crop_key
 
+logger = logging.getLogger("train")
 MAX_MASK_SHARE = 0.9  # masks over 90% of the image are discarded, as in the paper
 STRETCH = 1.5  # of one side of a view to the other, at most
 PASTED_PX = 1500  # what is smaller would be pasted blurred
@@ -42,6 +45,10 @@ class Source:
     exhaustive: bool = True
     semantic: str | None = None
     unnamed: tuple[str, ...] = ()
+
+
+# Source, its file, a picture, the same in the semantic file, category id -> index of the name.
+_Item = tuple[Source, CocoDataset, CocoImage, CocoImage | None, dict]
 
 
 @dataclass
@@ -102,7 +109,7 @@ class CocoSamples(Dataset):
         self.scale_range, self.min_cells = scale_range, min_cells
         self.paste_share, self.centred_clicks = paste_share, centred_clicks
         self.epoch = 0
-        self.items: list[tuple[Source, CocoDataset, CocoImage, CocoImage | None, dict]] = []
+        self.items: list[_Item] = []
         weights: list[float] = []
         self.vocabulary: dict[Path, set[int]] = {}
         for source in sources:
@@ -114,11 +121,20 @@ class CocoSamples(Dataset):
                 for key, name in data.categories.items()
                 if name in name_index and name not in source.unnamed
             }
+            unknown = [name for name in data.categories.values() if not (name in name_index or name in source.unnamed)]
+            if unknown:
+                told = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+                logger.warning("%s: unknown names, trained by their shapes alone: %s", source.folder, told)
             self.vocabulary[source.folder] = set(index.values()) if source.exhaustive else set()
             for image in data:
                 self.items.append((source, data, image, by_id.get(image.id), index))
                 weights.append(source.weight)
+        if not self.items:
+            raise ValueError(
+                f"there is no picture to train on in {', '.join(str(source.folder) for source in sources)}"
+            )
         self.weights = np.asarray(weights) / np.sum(weights)
+        self._bad: set[Path] = set()  # told already
         self.to_paste, self.cutouts = _ToPaste(), _ToPaste(frozenset().union(*self.vocabulary.values()))
         for source, _, image, _, index in self.items if paste_share else ():
             if source.exhaustive:
@@ -142,10 +158,14 @@ class CocoSamples(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> Sample:
+        """
+        Raises:
+            ValueError: no picture can be read. One that cannot is named and gives way to the next.
+        """
         rng = np.random.default_rng((self.seed, self.epoch, index))
-        source, _, image, semantic, names = self.items[rng.choice(len(self.items), p=self.weights)]
+        (source, _, image, semantic, names), picture = self._readable(int(rng.choice(len(self.items), p=self.weights)))
         view = View.draw(rng, image.height, image.width, self.size, self.scale_range, stretch=STRETCH)
-        pixels = view.apply_image(jitter_colour(Image.fromarray(image.read()), rng))
+        pixels = view.apply_image(jitter_colour(Image.fromarray(picture), rng))
         pasted = self._paste(pixels, view.valid_hw, rng) if rng.random() < self.paste_share else None
         seen = ~pasted.mask if pasted is not None else np.ones(pixels.shape[:2], bool)
         seen_cells = shrink(seen)
@@ -163,7 +183,7 @@ class CocoSamples(Dataset):
             region = image.instances[i]
             full = (view.apply_mask(region.mask(), self.size) > 0.5) & seen
             if self.min_cells * 16 <= full.sum() <= MAX_MASK_SHARE * full.size:
-                key = (source.folder.name, int(region.id))
+                key = crop_key(source.folder.name, region.id)
                 found.append(_Instance(full, names.get(region.category_id, -1), key))
         if pasted is not None:
             present[pasted.name] = np.maximum(present.get(pasted.name, 0.0), shrink(pasted.mask))
@@ -194,10 +214,28 @@ class CocoSamples(Dataset):
             weights=torch.from_numpy((weights > 0.5).astype(np.float32)),
         )
 
+    def _readable(self, first: int) -> tuple[_Item, np.ndarray]:
+        """An item and its picture: the first that can be read from the one of this number on."""
+        for number in range(len(self.items)):
+            item = self.items[(first + number) % len(self.items)]
+            if (pixels := self._read(item[2])) is not None:
+                return item, pixels
+        raise ValueError(f"none of the {len(self.items)} pictures can be read")
+
+    def _read(self, image: CocoImage) -> np.ndarray | None:
+        try:
+            return image.read()
+        except (OSError, ValueError) as error:
+            if image.path not in self._bad:
+                logger.warning("skipped: %s: %s", image.path, error)
+            self._bad.add(image.path)
+            return None
+
     def _paste(self, pixels: np.ndarray, valid_hw: tuple[int, int], rng: np.random.Generator) -> _Instance | None:
         """Draws an object of another picture over the valid part of `pixels` (S, S, 3), in place.
 
-        None, and nothing drawn, where little of it would be seen. Source: Ghiasi et al. 2021, *Simple Copy-Paste*.
+        None, and nothing drawn, where little of it would be seen or its picture cannot be read. Source: Ghiasi et al.
+        2021, *Simple Copy-Paste*.
         """
         pools = [pool for pool in (self.to_paste, self.cutouts) if pool]
         name, source, image, region = pools[rng.integers(len(pools))].draw(rng)
@@ -205,7 +243,9 @@ class CocoSamples(Dataset):
         x1, y1, x2, y2 = (int(value) for value in region.box_xyxy)
         ratio = side / max(x2 - x1, y2 - y1)
         size = (max(8, round((x2 - x1) * ratio)), max(8, round((y2 - y1) * ratio)))
-        cut = jitter_colour(Image.fromarray(image.read()[y1:y2, x1:x2]), rng).resize(size, Image.Resampling.BILINEAR)
+        if (picture := self._read(image)) is None:
+            return None
+        cut = jitter_colour(Image.fromarray(picture[y1:y2, x1:x2]), rng).resize(size, Image.Resampling.BILINEAR)
         share = Image.fromarray(region.mask()[y1:y2, x1:x2].astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)
         if rng.random() < 0.5:
             cut, share = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (cut, share))
@@ -217,7 +257,7 @@ class CocoSamples(Dataset):
             return None
         alpha = np.asarray(share, np.float32)[..., None] / 255
         pixels[place] = np.asarray(cut) * alpha + pixels[place] * (1 - alpha)
-        return _Instance(mask, name, (source.folder.name, int(region.id)))
+        return _Instance(mask, name, crop_key(source.folder.name, region.id))
 
 
 class _ToPaste:
@@ -252,7 +292,7 @@ class _Instance:
 
     mask: np.ndarray  # (S, S) bool
     name: int  # -1: none
-    key: tuple[str, int]
+    key: tuple[str, int | str]
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,17 @@ SAME_THING = 0.65  # cosine of two centred names over which both are right: "sof
 SYNONYM = 0.38  # cosine of two centred names over which one may be said of the other's pictures ("cat", "animal")
 
 
+def crop_key(set_name: str, annotation_id: int | str) -> tuple[str, int | str]:
+    """By what a crop is known: "12" and 12 are the same annotation."""
+    return set_name, int(annotation_id) if str(annotation_id).isdecimal() else str(annotation_id)
+
+
 @dataclass
 class EmbeddingTable:
     """CLIP embeddings for training: of names, and of crops (D.5), made beforehand."""
 
     names: Tensor  # (K, D)
-    crops: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # (set, annotation id) -> (V, D) variants
+    crops: dict[tuple[str, int | str], Tensor] = field(default_factory=dict)  # (set, annotation id) -> (V, D) variants
     distractors: Tensor | None = None  # (R,) rows of names that a picture seldom holds without being annotated for it
     mean: Tensor | None = None  # (D,) of all names; what tells names apart is the rest
 

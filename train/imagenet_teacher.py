@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from textsam.modeling.mobile_encoder import MobileNetV2
+from train.trunk_weights import CLASSIFIER, read_trunk
 
 CLASSES = 1000
 SURE = 0.2  # what is less likely is mostly noise
@@ -91,8 +91,12 @@ class ImageNetTeacher:
     """
 
     def __init__(self, weights: str | Path, name_index: Mapping[str, int]) -> None:
-        state = load_file(weights)
-        weight, bias = state.pop("classifier.weight"), state.pop("classifier.bias")
+        state = read_trunk(weights)
+        if missing := [name for name in CLASSIFIER if name not in state]:
+            raise ValueError(
+                f"{weights} lacks {' and '.join(missing)}: the teacher needs the weights with their classifier"
+            )
+        weight, bias = (state.pop(name) for name in CLASSIFIER)
         self.trunk = MobileNetV2(with_head=True).eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.trunk.load_state_dict(state, strict=True)
         self.weight, self.bias, background = weight, bias, len(bias) - CLASSES

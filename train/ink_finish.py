@@ -30,6 +30,7 @@ from textsam.modeling.fine_masks import FineDrawing
 from textsam.text_regions.maps import STROKE, LastDrawing, join_views, model_reader
 from textsam.text_regions.reader import TextRegionReader
 from textsam.text_regions.tiles import TileGrid
+from train import command
 from train.loop import refuse_a_new_start
 from train.ocr import copy_encoders
 from train.parts import add_run_arguments, rebuilt, train_part
@@ -206,8 +207,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="textsam-tiny-ocr", help="name or folder of a model that draws ink")
     parser.add_argument("--photos", nargs="+", required=True, help="folders of photos without text, to write on")
-    parser.add_argument("--scenes", type=int, default=800, help=f"of {FRAME[0]} x {FRAME[1]} px, to read")
-    parser.add_argument("--hangul-scenes", type=int, default=0, help="further ones, with Hangul and nothing else")
+    parser.add_argument(
+        "--scenes", type=command.at_least(1), default=800, help=f"of {FRAME[0]} x {FRAME[1]} px, to read"
+    )
+    parser.add_argument(
+        "--hangul-scenes", type=command.at_least(0), default=0, help="further ones, with Hangul and nothing else"
+    )
     add_run_arguments(parser, steps=4000, batch_size=12, lr=1.5e-3)
     args = parser.parse_args(arguments)
     refuse_a_new_start(args.out, args.resume)
@@ -234,4 +239,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

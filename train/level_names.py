@@ -10,7 +10,6 @@ levels and to the directions in which known names differ most. They are *not* CL
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 from textsam.checkpoints.encoders import write_extra_names
 from textsam.text_regions.levels import ALIASES, LEVELS
+from train import command
 from train.text_encoder import load_targets
 
 
@@ -34,12 +34,12 @@ def level_targets(names: Tensor) -> Tensor:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--names", required=True, help="npz with names, embeddings and source")
-    parser.add_argument("--out", required=True, type=Path, help="safetensors file")
+    parser.add_argument("--names", required=True, type=command.file, help="npz with names, embeddings and source")
+    parser.add_argument("--out", required=True, type=command.new_file, help="safetensors file")
     args = parser.parse_args(arguments)
     _, embeddings = load_targets(args.names)
     write_extra_names(args.out, LEVELS, level_targets(embeddings), ALIASES)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

@@ -27,7 +27,14 @@ from torch.utils.data import DataLoader
 from textsam.model import TextSamModel
 from train.optimization import LoopOptions, build_optimizer, rate
 from train.packing import pack
-from train.run_files import averaged_model, load_checkpoint, save_checkpoint, write_log, write_model
+from train.run_files import (
+    averaged_model,
+    load_checkpoint,
+    other_options,
+    save_checkpoint,
+    write_log,
+    write_model,
+)
 from train.sharding import local, prepare_sharding, split, split_like, whole
 
 __all__ = ["LoopOptions", "rate", "train"]
@@ -82,8 +89,13 @@ def train(
         logger.warning("%s holds no training yet: this one begins at the first step", out)
     if checkpoint is not None:
         start, seconds, best = checkpoint["step"], checkpoint["seconds"], checkpoint.get("best")
-        restore(optimizer, ema, checkpoint)
+        try:
+            restore(optimizer, ema, checkpoint)
+        except (IndexError, KeyError, ValueError) as error:  # of other parameters, or of another optimiser
+            raise ValueError(other_options(out / "last.pt")) from error
         del checkpoint
+        if start >= options.steps:
+            logger.warning("%s has done %d of %d steps: nothing is left to train", out, start, options.steps)
     done = start
     rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     began, sums = time.monotonic() - seconds, _Means()
@@ -124,6 +136,8 @@ def train(
             done, elapsed = step + 1, time.monotonic() - began
             if main and done % options.log_every == 0:
                 record = sums.take()
+                if record["loss"] == 0:
+                    logger.warning("the pictures up to step %d had no mask to learn from: look at the data", done)
                 _print(progress, write_log(out, {"step": done, "seconds": round(elapsed, 1), **record}))
                 for name, value in record.items() if writer else ():
                     writer.add_scalar(name.replace("_", "figures/", 1) if name[0] == "_" else name, value, done)

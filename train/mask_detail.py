@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ from textsam.language.vocabulary import UnknownNameError
 from textsam.model import TextSamModel
 from textsam.predictor import TextSam
 from textsam.prompting.mask_details import CLICK_SIDE, DETAIL_SIDE, Asked, Crop, extents_of_logits, redraw
-from train import losses
+from train import command, losses
 from train.loop import refuse_a_new_start
 from train.ocr import copy_encoders
 from train.parts import add_run_arguments, rebuilt, train_part
@@ -203,7 +204,10 @@ def crops_of(
         void: (H, W) bool, where the truth is not known. by_name: ask for names, too. names: of the category ids.
         unions: of a name, all its objects together are a truth, too: some of them touch.
     """
-    regions, rng = list(image.instances), np.random.default_rng((7, image.id))
+    regions, rng = (
+        list(image.instances),
+        np.random.default_rng((7, image.id if isinstance(image.id, int) else zlib.crc32(image.id.encode()))),
+    )
     chosen = [regions[i] for i in rng.permutation(len(regions))[: EXACT + NOISY]]
     truths = [Truth(region.mask(), names[region.category_id]) for region in chosen]
     truths = [truth for truth in truths if truth.mask.any()]
@@ -250,7 +254,10 @@ def write_crops(sam: TextSam, data: Path, folder: Path, source: dict[str, str]) 
             void = unknown.get(image.id, image).ignore_mask()
             by_name = semantic.exists() or number % 2 == 0
             crops += crops_of(sam, image, void, by_name, dataset.categories, name in ("voc", "ecssd"))
-        tensors = {key: torch.stack([getattr(crop, key) for crop in crops]).contiguous() for key in vars(crops[0])}
+        names = (
+            vars(crops[0]) if crops else ()
+        )  # no object in any of them: a file all the same, or they are asked again
+        tensors = {key: torch.stack([getattr(crop, key) for crop in crops]).contiguous() for key in names}
         save_file(tensors, file.with_suffix(".part"), source)
         file.with_suffix(".part").replace(file)
     if not files:
@@ -259,11 +266,18 @@ def write_crops(sam: TextSam, data: Path, folder: Path, source: dict[str, str]) 
 
 
 class DetailCrops(Dataset):
-    """Crops of files, drawn at random, half of them mirrored."""
+    """Crops of files, drawn at random, half of them mirrored.
+
+    Raises:
+        ValueError: the files hold none.
+    """
 
     def __init__(self, files: Sequence[Path], length: int, seed: int) -> None:
-        self.parts = [load_file(file) for file in files]
-        weights = [len(part["mask"]) * SHARES.get(file.stem, 1.0) for part, file in zip(self.parts, files, strict=True)]
+        filled = {file.stem: part for file in files if (part := load_file(file))}
+        if not filled:
+            raise ValueError("the model found no object in any photo: give --data with annotated objects")
+        self.parts = list(filled.values())
+        weights = [len(part["mask"]) * SHARES.get(name, 1.0) for name, part in filled.items()]
         self.chances = np.array(weights) / sum(weights)
         self.length, self.seed = length, seed
 
@@ -326,7 +340,7 @@ def with_detail(model: TextSamModel) -> TextSamModel:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="textsam-tiny", help="name or folder of the model")
-    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--data", required=True, type=command.folder)
     add_run_arguments(parser, steps=2400, batch_size=16, lr=1.5e-3)
     args = parser.parse_args(arguments)
     refuse_a_new_start(args.out, args.resume)
@@ -342,4 +356,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

@@ -24,6 +24,8 @@ from typing import Any
 
 from safetensors import safe_open
 
+from train import command
+
 FRONT_MATTER = """---
 license: apache-2.0
 library_name: textsam
@@ -74,8 +76,8 @@ def read_record(path: Path) -> Record:
     Raises:
         ValueError: a key is missing or unknown, naming it.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content = dict(content) | {
+    content = _read_object(path)
+    content = content | {
         "stages": [_fill(Stage, entry, f"{path}: stages[{i}]") for i, entry in enumerate(content.get("stages", []))],
         "data": [_fill(Data, entry, f"{path}: data[{i}]") for i, entry in enumerate(content.get("data", []))],
     }
@@ -244,7 +246,21 @@ def _classes_text(scores: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _fill(kind: Any, content: dict[str, Any], where: str) -> Any:
+def _read_object(path: Path, keys: Sequence[str] = (), written_by: str = "") -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing or not isinstance(content, dict):
+        expected = f"what {written_by} writes" if written_by else "a JSON object"
+        raise ValueError(f"{path} must hold {expected}" + (f", but lacks {', '.join(missing)}" if missing else ""))
+    return content
+
+
+def _fill(kind: Any, content: Any, where: str) -> Any:
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} must be an object with {', '.join(field.name for field in fields(kind))}")
     known = {field.name for field in fields(kind)}
     unknown = sorted(set(content) - known)
     if unknown:
@@ -272,14 +288,17 @@ def _plain(value: int | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", required=True, type=Path)
-    parser.add_argument("--scores", required=True, type=Path, help="scores.json of `textsam evaluate`")
-    parser.add_argument("--ocr-scores", type=Path, help="ocr_scores.json of `textsam evaluate --ocr`")
+    parser.add_argument("--record", required=True, type=command.file)
+    parser.add_argument("--scores", required=True, type=command.file, help="scores.json of `textsam evaluate`")
+    parser.add_argument("--ocr-scores", type=command.file, help="ocr_scores.json of `textsam evaluate --ocr`")
     parser.add_argument("--model", required=True, type=Path, help="folder of the model; README.md is written there")
     given = parser.parse_args(arguments)
-    scores = json.loads(given.scores.read_text(encoding="utf-8"))
-    ocr = json.loads(given.ocr_scores.read_text(encoding="utf-8")) if given.ocr_scores else None
-    card = build_card(read_record(given.record), scores, weight_files(given.model), ocr)
+    record, files = read_record(given.record), weight_files(given.model)
+    scores = _read_object(given.scores, ("options", "overall", "sets", "mean_of_sets"), "`textsam evaluate`")
+    ocr = None
+    if given.ocr_scores:
+        ocr = _read_object(given.ocr_scores, ("limit", "protocol", "sets", "model"), "`textsam evaluate --ocr`")
+    card = build_card(record, scores, files, ocr)
     target = given.model / "README.md"
     temporary = target.with_name(target.name + ".part")
     temporary.write_text(card, encoding="utf-8")
@@ -287,4 +306,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

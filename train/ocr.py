@@ -26,12 +26,14 @@ from textsam.checkpoints.devices import has_fast_bfloat16, resolve_device
 from textsam.checkpoints.encoders import CROP_ENCODER, EXTRA_NAMES, TEXT_ENCODER, packaged_folder, read_extra_names
 from textsam.checkpoints.hub import download
 from textsam.checkpoints.loading import PACKAGED
+from textsam.checkpoints.weights_io import read_tensors
 from textsam.language.vocabulary import UnknownNameError, Vocabulary
 from textsam.model import TextSamModel
 from textsam.text_regions.levels import LEVELS
+from train import command
 from train.data import CocoSamples, Source
 from train.embedding_table import EmbeddingTable
-from train.loop import LoopOptions, train
+from train.loop import LoopOptions, refuse_a_new_start, train
 from train.parts import rebuilt
 from train.step import TextSamStep
 from train.synthetic_text import SyntheticText
@@ -61,6 +63,9 @@ def load_start(args: argparse.Namespace) -> tuple[TextSamModel, Tensor, Any]:
     sam = textsam.load(args.model, clip=args.clip, dtype="float32", device="cpu")
     encoder = sam.text_encoder
     if args.levels:
+        if not hasattr(encoder, "with_names"):
+            raise ValueError("--levels is for embedded models, and a public CLIP knows the levels as any words")
+        read_tensors(args.levels)  # tells a damaged file
         encoder = encoder.with_names(*read_extra_names(args.levels))
     try:
         levels = encoder.encode(list(LEVELS))
@@ -158,6 +163,10 @@ def build_objects(
     index = NameIndex(vocabulary, {name: i for i, name in enumerate(names)})
     root = Path(args.objects)
     sources = [Source(root / folder, *rest) for folder, *rest in SETS if (root / folder / "train.json").exists()]
+    if not sources:
+        raise FileNotFoundError(
+            f"{root} has no train.json in any of the folders {', '.join(name for name, *_ in SETS)}"
+        )
     data = CocoSamples(sources, index, size=args.size, instances=3, seed=args.seed, length=length)
     table = EmbeddingTable(embeddings, {}, torch.tensor(draw_from(names)), embeddings.mean(0))
     return TextSamStep(model, table, rounds=1), data
@@ -167,17 +176,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="textsam-tiny-ocr", help="name, folder or file to start from")
     parser.add_argument("--clip", help="open_clip's name:tag, for a model without encoders of its own")
-    parser.add_argument("--levels", type=Path, help="names of the levels, for an embedded model that lacks them")
+    parser.add_argument(
+        "--levels", type=command.file, help="names of the levels, for an embedded model that lacks them"
+    )
     parser.add_argument("--fine-masks", action="store_true", help="add the head for strokes at full resolution")
     parser.add_argument("--photos", nargs="+", help="folders of photos without text, to write on")
     parser.add_argument("--script", action="append", help=SCRIPT_HELP)
     parser.add_argument("--words", nargs="+", type=Path, help="COCO files or ICDAR folders with outlines of words")
     parser.add_argument("--transcripts", action="store_true", help="also ask for words by what they say; needs --clip")
-    parser.add_argument("--objects", help="folder of sets with names, to keep what the model knew; needs --names")
-    parser.add_argument("--names", help="npz of CLIP text embeddings")
-    parser.add_argument("--synthetic-share", type=int, default=5, help="batches of synthetic text in a row")
-    parser.add_argument("--words-share", type=int, default=1, help="batches of each words file in a row")
-    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument(
+        "--objects", type=command.folder, help="folder of sets with names, to keep what the model knew; needs --names"
+    )
+    parser.add_argument("--names", type=command.file, help="npz of CLIP text embeddings")
+    parser.add_argument(
+        "--synthetic-share", type=command.at_least(0), default=5, help="batches of synthetic text in a row"
+    )
+    parser.add_argument(
+        "--words-share", type=command.at_least(0), default=1, help="batches of each words file in a row"
+    )
+    parser.add_argument("--out", required=True, type=command.new_folder)
     parser.add_argument("--train", choices=("all", "text+decoder", "text"), default="all")
     parser.add_argument("--lora-rank", type=int, default=0, help="of adapters on a ViT's attention")
     parser.add_argument("--steps", type=int, default=2000)
@@ -189,13 +206,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--warmup", type=int, default=60, help="steps until the full learning rate")
     parser.add_argument("--ema-decay", type=float, default=0.995, help="of the averaged weights")
     parser.add_argument("--size", type=int, default=320, help="side of the training pictures, px")
-    parser.add_argument("--minutes", type=float, help="to train for, where the steps would take longer")
+    parser.add_argument("--minutes", type=command.above_zero, help="to train for, where the steps would take longer")
     parser.add_argument("--save-every", type=int, default=100)
-    parser.add_argument("--workers", type=int, default=1, help="processes that load data")
-    parser.add_argument("--stop-after", type=int)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=command.at_least(0), default=1, help="processes that load data")
+    parser.add_argument("--stop-after", type=command.at_least(1))
+    parser.add_argument("--seed", type=command.at_least(0), default=0)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args(arguments)
+    for option, needed in (("script", "photos"), ("names", "objects")):
+        if getattr(args, option) and not getattr(args, needed):
+            parser.error(f"--{option} does nothing without --{needed}")
+    refuse_a_new_start(args.out, args.resume)
     step, data, options = build(args)
     train(step, data, options, args.out, args.resume)
     copy_encoders(args.model, args.out / "model", args.levels)
@@ -220,4 +241,4 @@ def copy_encoders(model: str, folder: Path, names: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

@@ -76,6 +76,11 @@ class LoopOptions:
         for name in ("steps", "batch_size", "accumulate", "save_every", "eval_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}")
+        for name in ("minutes", "stop_after"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, but is {value}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, but is {self.workers}")
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, but is {self.schedule!r}")
 

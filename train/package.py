@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 
 from textsam.checkpoints.encoders import CROP_ENCODER, EXTRA_NAMES, TEXT_ENCODER
+from textsam.checkpoints.loading import load_model
 from textsam.language.small_clip import SmallCropEncoder, SmallTextEncoder
-from textsam.model import TextSamModel
+from train import command
 from train.rounding import read_photos, round_trunk
 
 MAX_BYTES, MAX_SHARING_BYTES = 24_000_000, 12_000_000
@@ -46,12 +47,33 @@ def package(
         photos: COCO files of training's pictures. The weights become what bfloat16 holds, rounded so that on photos
             like these the encoder gives what it gave; without, they are stored in float16.
     Raises:
+        FileNotFoundError: a file or folder is missing.
         ValueError: it would be larger than 24 MB, or than 12 MB without encoders; it has no encoders at all; there
-            is no photo.
+            is no photo; `start` has other parts; `out` is `model`.
     """
-    trained = TextSamModel.from_pretrained(model, dtype=torch.float32)
+    # All that can be wrong comes before the first file is written.
+    if not (model / "training.json").is_file():
+        raise FileNotFoundError(f"{model} has no training.json: expected the folder model/ or best/ of a training")
+    if out.exists() and out.samefile(model):
+        raise ValueError(f"{out} is the model itself: name another folder")
+    trained = load_model(model, dtype="float32", device="cpu")
+    if image_size and image_size % trained.config.patch_size:
+        raise ValueError(f"image_size has to be a multiple of {trained.config.patch_size} px, but is {image_size}")
+    encoders: list[tuple[str, SmallTextEncoder | SmallCropEncoder]] = []
+    if text_encoder is not None and crop_encoder is not None:
+        encoders = [
+            (TEXT_ENCODER, SmallTextEncoder.from_pretrained(text_encoder)),
+            (CROP_ENCODER, SmallCropEncoder.from_pretrained(crop_encoder)),
+        ]
+    elif text_encoder is not None or crop_encoder is not None or not (model / EXTRA_NAMES).is_file():
+        raise ValueError(f"give both --text-encoder and --crop-encoder; without, {model} has to hold {EXTRA_NAMES}")
     if start is not None:
-        before = TextSamModel.from_pretrained(start, dtype=torch.float32).state_dict()
+        before = load_model(start, dtype="float32", device="cpu").state_dict()
+        shapes = ({name: value.shape for name, value in state.items()} for state in (before, trained.state_dict()))
+        if next(shapes) != next(shapes):
+            raise ValueError(
+                f"{start} and {model} have other parts: only a model and what it began with can be averaged"
+            )
         with torch.no_grad():
             for name, value in trained.state_dict().items():
                 value.lerp_(before[name], 1 - share)
@@ -60,15 +82,14 @@ def package(
         round_trunk(trained.image_encoder.trunk, read_photos(photos, image_size or size, mean, std), print)
     trained.to(torch.bfloat16 if photos else torch.float16).save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)  # safetensors leaves it to the owner alone, and packages keep that
-    if text_encoder is not None and crop_encoder is not None:
-        SmallTextEncoder.from_pretrained(text_encoder).save_pretrained(out / TEXT_ENCODER)
-        SmallCropEncoder.from_pretrained(crop_encoder).save_pretrained(out / CROP_ENCODER)
-        limit = MAX_BYTES
-    elif (model / EXTRA_NAMES).is_file():
+    (out / EXTRA_NAMES).unlink(missing_ok=True)  # of a former package, which may have had the other kind
+    for name in (TEXT_ENCODER, CROP_ENCODER):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name, encoder in encoders:
+        encoder.save_pretrained(out / name)
+    if not encoders:
         shutil.copyfile(model / EXTRA_NAMES, out / EXTRA_NAMES)
-        limit = MAX_SHARING_BYTES
-    else:
-        raise ValueError(f"{model} has no {EXTRA_NAMES}: give --text-encoder and --crop-encoder")
+    limit = MAX_BYTES if encoders else MAX_SHARING_BYTES
     config = json.loads((out / "config.json").read_text())
     config["dtype"] = "float32"  # stored in half the size, computed in full
     config["image_size"] = image_size or config["image_size"]
@@ -80,22 +101,28 @@ def package(
     return size
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("model", "text-encoder", "crop-encoder", "out"):
-        parser.add_argument(f"--{name}", required=name in ("model", "out"), type=Path)
-    parser.add_argument("--image-size", type=int)
+    for name in ("model", "text-encoder", "crop-encoder"):
+        parser.add_argument(f"--{name}", required=name == "model", type=command.folder)
+    parser.add_argument("--out", required=True, type=command.new_folder)
+    parser.add_argument("--image-size", type=command.at_least(1))
     parser.add_argument(
-        "--photos", type=Path, nargs="*", default=[], help="training's COCO files, to round the weights for"
+        "--photos", type=command.file, nargs="*", default=[], help="training's COCO files, to round the weights for"
     )
-    parser.add_argument("--start", type=Path, help="the model that training began with, to be averaged with its result")
-    parser.add_argument("--share", type=float, default=0.5, help="of the trained model in that average")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--start", type=command.folder, help="the model that training began with, to be averaged with its result"
+    )
+    parser.add_argument("--share", type=command.share, help="of the trained model in that average; default 0.5")
+    args = parser.parse_args(arguments)
+    if args.share is not None and args.start is None:
+        parser.error("--share does nothing without --start")
+    share = 0.5 if args.share is None else args.share
     size = package(
-        args.model, args.text_encoder, args.crop_encoder, args.out, args.image_size, args.start, args.share, args.photos
+        args.model, args.text_encoder, args.crop_encoder, args.out, args.image_size, args.start, share, args.photos
     )
     print(f"{args.out}: {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

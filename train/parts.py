@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.utils.data import Dataset
 
 from textsam.model import TextSamConfig, TextSamModel
+from train import command
 from train.loop import LoopOptions, train
 
 
@@ -31,12 +31,12 @@ def rebuilt(model: TextSamModel, fresh: str, **options: Any) -> TextSamModel:
 
 def add_run_arguments(parser: argparse.ArgumentParser, *, steps: int, batch_size: int, lr: float) -> None:
     """The options of `train_part`, with these defaults."""
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--out", required=True, type=command.new_folder)
+    parser.add_argument("--steps", type=command.at_least(1), default=steps)
+    parser.add_argument("--batch-size", type=command.at_least(1), default=batch_size)
     parser.add_argument("--lr", type=float, default=lr)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--seed", type=command.at_least(0), default=0)
+    parser.add_argument("--save-every", type=command.at_least(1), default=250)
     parser.add_argument("--resume", action="store_true")
 
 

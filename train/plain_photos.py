@@ -12,8 +12,10 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from textsam.files.coco import load_coco
+from train import command
 from train.synthetic_text import OUTLINED
 
 PRINTED = [
@@ -57,13 +59,19 @@ def write_plain(files: list[Path], out: Path) -> int:
         files: COCO instance files; a photo without any annotation counts as without print.
     """
     (out / "images").mkdir(parents=True, exist_ok=True)
-    images = []
+    images: list[dict[str, Any]] = []
+    taken: set[str] = set()
     for file in files:
         dataset = load_coco(file)
         for image in dataset:
-            if {dataset.name_of(region) for region in image.instances} & set(PRINTED):
+            # Crowds count, too: a shelf of books is one.
+            names = {(dataset.name_of(region) or "").lower() for region in (*image.instances, *image.ignore)}
+            if names & set(PRINTED):
                 continue
             name = f"{file.parent.name}_{image.path.name}"
+            if name in taken:  # of another folder
+                name = f"{len(images) + 1}_{name}"
+            taken.add(name)
             shutil.copyfile(image.path, out / "images" / name)
             images.append({"id": len(images) + 1, "file_name": name, "width": image.width, "height": image.height})
     categories = [{"id": number, "name": name} for number, name in enumerate(OUTLINED, start=1)]
@@ -72,13 +80,13 @@ def write_plain(files: list[Path], out: Path) -> int:
     return len(images)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="COCO instance files")
-    parser.add_argument("--out", required=True, type=Path)
-    args = parser.parse_args()
+    parser.add_argument("files", nargs="+", type=command.file, help="COCO instance files")
+    parser.add_argument("--out", required=True, type=command.new_folder)
+    args = parser.parse_args(arguments)
     print(f"{write_plain(args.files, args.out)} photos in {args.out}")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

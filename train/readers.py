@@ -148,6 +148,8 @@ def open_coco(path: Path, image_dir: Path | None = None, *, max_bad_share: float
         ]
         size = {"height": image.height, "width": image.width}
         rows.append({"id": str(image.id), "path": str(image.path), **size, "regions": regions})
+    if not rows:
+        raise ValueError(f"{path} has no picture to train on")
     convert = partial(_coco_record, name=data.name, account=account)
     return RecordSource(data.name, Dataset.from_list(rows, features=COCO_FEATURES), convert, account)
 

@@ -25,6 +25,7 @@ import trimesh
 from rich.progress import track
 
 from textsam.language.vocabulary import Vocabulary
+from train import command
 from train.cutouts import CutoutSet, known_name
 
 vars(np).setdefault("infty", np.inf)  # pyrender 0.1.45 was written for NumPy 1
@@ -115,16 +116,18 @@ def _towards_centre(turn: float, tilt: float, distance: float) -> np.ndarray:
     return pose
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", required=True, type=Path, help="folder with a folder per unpacked library")
-    parser.add_argument("--text-encoder", required=True, type=Path, help="folder of the trained text encoder")
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--views", type=int, default=6, help="of each model")
-    parser.add_argument("--side", type=int, default=320, help="px")
+    parser.add_argument(
+        "--models", required=True, type=command.folder, help="folder with a folder per unpacked library"
+    )
+    parser.add_argument("--text-encoder", required=True, type=command.folder, help="folder of the trained text encoder")
+    parser.add_argument("--out", required=True, type=command.new_folder)
+    parser.add_argument("--views", type=command.at_least(1), default=6, help="of each model")
+    parser.add_argument("--side", type=command.at_least(32), default=320, help="px")
     parser.add_argument("--max-mb", type=float, default=12, help="models with larger files are left out")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    parser.add_argument("--seed", type=command.at_least(0), default=0)
+    args = parser.parse_args(arguments)
     vocabulary = Vocabulary.load(args.text_encoder / "vocabulary.json")
     found, problems = CutoutSet(args.out), 0
     for number, (path, name) in enumerate(track(list(catalogue(args.models, vocabulary)))):
@@ -142,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

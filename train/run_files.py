@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,13 @@ def save_checkpoint(
         shipped: `averaged_model`. states: of "model", "optimizer" and "ema", whole.
     """
     out.mkdir(parents=True, exist_ok=True)
-    torch.save({**states, "best": best, "step": step, "seconds": seconds}, out / "last.pt.part")
-    os.replace(out / "last.pt.part", out / "last.pt")
     write_model(out / "model", shipped, {"step": step, "seconds": round(seconds), "options": asdict(options)})
     if options.train == "text" and not options.lora_rank:
         save_adapter(shipped, out / "adapter")
+    # Last: a training killed before it goes on from the former one and writes the model again. The other way round,
+    # one killed in between after the last step would be done for ever, with the model of an earlier step.
+    torch.save({**states, "best": best, "step": step, "seconds": seconds}, out / "last.pt.part")
+    os.replace(out / "last.pt.part", out / "last.pt")
 
 
 def write_model(folder: Path, model: TextSamModel, record: dict[str, Any]) -> None:
@@ -58,10 +61,30 @@ def write_model(folder: Path, model: TextSamModel, record: dict[str, Any]) -> No
 
 def load_checkpoint(path: Path, model: TextSamModel) -> dict[str, Any]:
     """Puts the weights back in place; returns all of the checkpoint: the optimiser's state, the averages, the step, the
-    seconds trained and the best score so far."""
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    model.load_state_dict(state.pop("model"))
+    seconds trained and the best score so far.
+
+    Raises:
+        ValueError: the file is damaged, or the model has other parts than the one that it was written of.
+    """
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except (EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is damaged: begin anew in another folder ({' '.join(str(error).split())[:200]})"
+        ) from error
+    try:
+        model.load_state_dict(state.pop("model"))
+    except RuntimeError as error:
+        raise ValueError(other_options(path)) from error
     return state
+
+
+def other_options(path: Path) -> str:
+    """What to say where a checkpoint does not fit."""
+    return (
+        f"{path} was written by a training of another model or with other options of what trains: go on with the same "
+        "command, or begin anew in another folder"
+    )
 
 
 def write_log(out: Path, record: dict[str, float]) -> str:

@@ -141,7 +141,9 @@ def evaluation(val: Path, limit: int, encoders: tuple[Any, Any] | None) -> Evalu
 
     prompts = ("box", "point", "text", "text+point") if encoders and encoders[0] is not None else ("box", "point")
     options = EvaluationOptions(prompts=prompts, limit=limit, max_instances=8, clicks=(1, 5), columns=0)
-    load_coco(val)  # a wrong file is told now, and not after hours of training
+    # A wrong file is told now, and not after hours of training.
+    if not any(image.instances for image in load_coco(val).select(limit)):
+        raise ValueError(f"{val} has no object to evaluate on: annotate some, or raise --val-limit")
 
     def evaluate(model: TextSamModel) -> dict[str, float]:
         predictor = TextSam(model, *(encoders or ()))

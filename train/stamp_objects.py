@@ -11,12 +11,12 @@ one object a picture) and `images/`.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from textsam.language.vocabulary import Vocabulary
+from train import command
 from train.cutouts import CutoutSet, known_name
 
 DRAWN = ("symbols", "cartoon", "toys", "space", "seasonal", "monuments", "flags", "arttools")
@@ -54,10 +54,10 @@ SAME = {
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stamps", required=True, type=Path)
-    parser.add_argument("--text-encoder", required=True, type=Path, help="folder of the trained text encoder")
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--side", type=int, default=320, help="px at most")
+    parser.add_argument("--stamps", required=True, type=command.folder)
+    parser.add_argument("--text-encoder", required=True, type=command.folder, help="folder of the trained text encoder")
+    parser.add_argument("--out", required=True, type=command.new_folder)
+    parser.add_argument("--side", type=command.at_least(32), default=320, help="px at most")
     args = parser.parse_args(arguments)
     vocabulary = Vocabulary.load(args.text_encoder / "vocabulary.json")
     found = CutoutSet(args.out)
@@ -65,12 +65,16 @@ def main(arguments: list[str] | None = None) -> None:
         path, text = file.relative_to(args.stamps), file.with_suffix(".txt")
         if set(path.parts) & set(DRAWN) or not text.exists():
             continue
-        said = text.read_text("utf-8", errors="replace").splitlines()[0]  # "A ripe, red tomato!"
+        said = text.read_text("utf-8", errors="replace").partition("\n")[0].strip()  # "A ripe, red tomato!"
         name = known_name(str(path.with_suffix("")), said, SAME, vocabulary)
         if name is None:
             continue
-        with Image.open(file) as opened:
-            picture = opened.convert("RGBA")
+        try:
+            with Image.open(file) as opened:
+                picture = opened.convert("RGBA")
+        except (OSError, SyntaxError, ValueError) as error:  # of Pillow, by format and place of the damage
+            print(f"skipped: {file}: {error}")
+            continue
         picture.thumbnail((args.side, args.side))
         pixels = np.asarray(picture)
         mask = pixels[..., 3] > 127
@@ -81,4 +85,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

@@ -119,6 +119,8 @@ class TextSamStep(nn.Module):
             self._every_name(image, samples, absent, results)
             if self.teacher is not None:
                 self._taught(image, self.teacher(pixels), self.teacher.names, samples, results)
+        if not results:  # no object and no known name in any picture: other processes wait for a gradient all the same
+            results["nothing"] = 0 * next(p for p in self.model.parameters() if p.requires_grad).sum()
         return results
 
     def _absent(self, sample: Sample, generator: torch.Generator) -> Tensor:
@@ -133,7 +135,7 @@ class TextSamStep(nn.Module):
         """(Q, D) what stands for names when each is compared with every picture of the batch."""
         return self.table.names[names]
 
-    def text_of(self, name: int, key: tuple[str, int] | None, generator: torch.Generator) -> Tensor:
+    def text_of(self, name: int, key: tuple[str, int | str] | None, generator: torch.Generator) -> Tensor:
         """(D,) what asks for a name: its embedding, or that of the crop of an instance of it."""
         variants = self.table.crops.get(key)
         use_crop = variants is not None and _uniform(generator) < self.crop_share
@@ -161,7 +163,7 @@ class TextSamStep(nn.Module):
         return objects, known
 
     def _instance_text(
-        self, keys: list[tuple[str, int]], names: Tensor, generator: torch.Generator
+        self, keys: list[tuple[str, int | str]], names: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """A CLIP embedding for each instance: of its crop (D.5) or of its name; and which have one."""
         rows, known = [], []

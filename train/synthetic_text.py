@@ -22,6 +22,7 @@ from PIL import Image
 from rich.progress import track
 
 from textsam.files.coco import load_coco
+from train import command
 from train.fonts import faces_for
 from train.text_looks import SCRIPT_HELP, script_shares
 from train.text_scenes import Scene, SceneOptions, Written, draw_scene
@@ -208,18 +209,18 @@ def parse_size(text: str) -> tuple[int, int]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", required=True, nargs="+", help="folders of photos without text")
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--out", required=True, type=command.new_folder)
+    parser.add_argument("--count", type=command.at_least(1), default=100)
     parser.add_argument("--size", type=parse_size, default="448x448", help="WIDTHxHEIGHT in px")
-    parser.add_argument("--blocks", type=int, default=4, help="most blocks of text in a scene")
-    parser.add_argument("--textless", type=float, default=0.12, help="share of scenes without text")
+    parser.add_argument("--blocks", type=command.at_least(1), default=4, help="most blocks of text in a scene")
+    parser.add_argument("--textless", type=command.share, default=0.12, help="share of scenes without text")
     parser.add_argument("--script", action="append", help=SCRIPT_HELP)
     parser.add_argument("--held-out", action="store_true", help="fonts and words that training never draws")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=command.at_least(0), default=0)
     args = parser.parse_args(arguments)
     options = SceneOptions(args.size, args.blocks, args.textless, args.held_out, script_shares(args.script))
     write_coco(SyntheticText(args.photos, options, args.seed), args.count, args.out)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from textsam.language.small_clip import SmallTextEncoder
 from textsam.language.vocabulary import Vocabulary, _plain, singulars
+from train import command
 
 # LVIS names of several words were embedded with underscores, so every other source is preferred to it.
 SOURCE_ORDER = ("coco", "objects365", "openimages", "lvis")
@@ -58,10 +60,29 @@ EVERYDAY = {
 
 
 def load_targets(path: str | Path) -> tuple[list[str], Tensor]:
-    """Distinct names and their embeddings (K, 512), each from the best source that has it."""
-    with np.load(path, allow_pickle=False) as archive:
-        names, sources = archive["names"].tolist(), archive["source"].tolist()
-        embeddings = torch.from_numpy(archive["embeddings"].astype(np.float32))
+    """Distinct names and their embeddings (K, 512), each from the best source that has it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no npz of names, or its arrays do not belong together.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names, sources, values = (archive[key] for key in ("names", "source", "embeddings"))
+    # Of what NumPy can do with a file that is none of its own.
+    except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} must be an npz with the arrays names (text), source and embeddings, but cannot be read as one "
+            f"({error})"
+        ) from error
+    if not len(names) or values.shape != (len(names), 512) or sources.shape != names.shape:
+        raise ValueError(
+            f"{path} must hold names (K,), source (K,) and embeddings (K, 512), K at least 1, but holds {names.shape}, "
+            f"{sources.shape} and {values.shape}"
+        )
+    names, sources, embeddings = names.tolist(), sources.tolist(), torch.from_numpy(values.astype(np.float32))
+    if unknown := sorted(set(sources) - set(SOURCE_ORDER)):
+        raise ValueError(f"{path} has names of the source {unknown[0]!r}; expected {', '.join(SOURCE_ORDER)}")
     chosen: dict[str, int] = {}
     for index in sorted(range(len(names)), key=lambda i: SOURCE_ORDER.index(sources[i])):
         chosen.setdefault(names[index], index)
@@ -179,17 +200,17 @@ def own_plural(names: Sequence[str], found: int, wanted: int) -> bool:
     return found >= 0 and _plain(names[found]) in {*map(_plain, singulars(plural(names[wanted])))}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--names", required=True, help="npz with names, embeddings and source")
-    parser.add_argument("--out", required=True, help="folder of the weights")
+    parser.add_argument("--names", required=True, type=command.file, help="npz with names, embeddings and source")
+    parser.add_argument("--out", required=True, type=command.new_folder, help="folder of the weights")
     parser.add_argument("--evaluate", action="store_true", help="only print the scores of the weights in --out")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--steps", type=command.at_least(1), default=3000)
+    parser.add_argument("--batch-size", type=command.at_least(2), default=256)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=command.at_least(1), default=1)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     names, targets = load_targets(args.names)
@@ -203,4 +224,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

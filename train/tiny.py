@@ -14,17 +14,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from textsam.checkpoints.devices import has_fast_bfloat16, resolve_device
+from textsam.checkpoints.loading import load_model
+from textsam.checkpoints.weights_io import read_tensors
 from textsam.language.vocabulary import Vocabulary
 from textsam.model import TextSamConfig, TextSamModel
+from train import command
 from train.data import CocoSamples, Source
-from train.embedding_table import EmbeddingTable
+from train.embedding_table import EmbeddingTable, crop_key
 from train.imagenet_teacher import ImageNetTeacher
-from train.loop import LoopOptions, train
+from train.loop import LoopOptions, refuse_a_new_start, train
 from train.step import LossWeights, TextSamStep
 from train.text_encoder import load_targets
+from train.trunk_weights import read_trunk
 
 # (set, weight of a picture, names are exhaustive, file of the semantic masks, names that say nothing)
 SETS = (
@@ -83,17 +86,18 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
         options, faster=(("mask_decoder.refiner.", args.refiner_factor), ("mask_decoder.quality.", args.refiner_factor))
     )
     options = replace(options, mixed_precision="bf16" if has_fast_bfloat16(resolve_device(None)) else "no")
+    start = load_model(args.init, dtype="float32", device="cpu") if args.init else None
     config = TextSamConfig.tiny(
         text_trained=True,
         image_size=args.size,
         mask_refinement=True,
-        mask_detail=bool(args.init) and TextSamConfig.from_pretrained(args.init).mask_detail,
+        mask_detail=start is not None and start.config.mask_detail,
     )
     model = TextSamModel(config)
-    if args.trunk:
-        model.image_encoder.load_trunk(load_file(args.trunk))
-    if args.init:
-        start_from(model, load_file(Path(args.init) / "model.safetensors"))
+    if start is not None:
+        start_from(model, start.state_dict())
+    else:
+        model.image_encoder.load_trunk(read_trunk(args.trunk))
     model.image_encoder.to(memory_format=torch.channels_last)
 
     names, embeddings = load_targets(args.names)
@@ -102,16 +106,14 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
     vocabulary = Vocabulary.load(Path(args.text_encoder) / "vocabulary.json")
     position = {name: i for i, name in enumerate(names)}
     name_index = NameIndex(vocabulary, position)
-    crops = {}
-    if args.crops:
-        for key, value in load_file(args.crops).items():
-            folder, number = key.rsplit("/", 1)
-            crops[folder, int(number)] = value
+    crops = read_crop_embeddings(args.crops) if args.crops else {}
     sources = [
         Source(Path(args.data) / folder, weight, exhaustive, semantic, unnamed)
         for folder, weight, exhaustive, semantic, unnamed in SETS
     ]
     sources += [Source(folder, UNLABELLED_WEIGHT, exhaustive=False) for folder in args.unlabelled]
+    if crops and not {folder for folder, _ in crops} & {source.folder.name for source in sources}:
+        raise ValueError(f"{args.crops} has crops of none of the sets in {args.data}: make it of them")
     data = CocoSamples(
         sources,
         name_index,
@@ -136,6 +138,21 @@ def build(args: argparse.Namespace) -> tuple[TextSamStep, CocoSamples, LoopOptio
         teacher=ImageNetTeacher(args.teacher, position) if args.teacher else None,
     )
     return step, data, options
+
+
+def read_crop_embeddings(path: Path) -> dict[tuple[str, int | str], torch.Tensor]:
+    """What `train.crop_embeddings` wrote: (set, annotation id) -> (V, D).
+
+    Raises:
+        ValueError: it is another file.
+    """
+    crops = {}
+    for key, value in read_tensors(path).items():
+        folder, _, number = key.rpartition("/")
+        if not folder or value.ndim != 2:
+            raise ValueError(f"{path} must be what train.crop_embeddings wrote, SET/ANNOTATION_ID, but holds {key!r}")
+        crops[crop_key(folder, number)] = value
+    return crops
 
 
 def start_from(model: TextSamModel, state_dict: dict[str, torch.Tensor]) -> None:
@@ -169,19 +186,21 @@ class NameIndex(dict):
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder with a folder per set")
-    parser.add_argument("--names", required=True, help="npz of CLIP text embeddings")
-    parser.add_argument("--trunk", help="ImageNet weights of MobileNetV2, safetensors")
-    parser.add_argument("--teacher", help="the same weights with their classifier, to learn from beside the data")
-    parser.add_argument("--unlabelled", nargs="*", default=[], type=Path, help="sets for the teacher alone")
-    parser.add_argument("--text-encoder", required=True, help="folder of the trained text encoder")
-    parser.add_argument("--crops", help="crop embeddings made by train.crop_embeddings, safetensors")
-    parser.add_argument("--init", help="folder of a former model to start from, instead of --trunk")
-    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--data", required=True, type=command.folder, help="folder with a folder per set")
+    parser.add_argument("--names", required=True, type=command.file, help="npz of CLIP text embeddings")
+    parser.add_argument("--trunk", type=command.file, help="ImageNet weights of MobileNetV2, safetensors")
+    parser.add_argument(
+        "--teacher", type=command.file, help="the same weights with their classifier, to learn from beside the data"
+    )
+    parser.add_argument("--unlabelled", nargs="*", default=[], type=command.folder, help="sets for the teacher alone")
+    parser.add_argument("--text-encoder", required=True, type=command.folder, help="folder of the trained text encoder")
+    parser.add_argument("--crops", type=command.file, help="crop embeddings made by train.crop_embeddings, safetensors")
+    parser.add_argument("--init", help="name or folder of a former model to start from, instead of --trunk")
+    parser.add_argument("--out", required=True, type=command.new_folder)
     parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--minutes", type=float, help="to train for, where the steps would take longer")
+    parser.add_argument("--minutes", type=command.above_zero, help="to train for, where the steps would take longer")
     parser.add_argument("--save-every", type=int, default=100)
-    parser.add_argument("--workers", type=int, default=1, help="processes that load data")
+    parser.add_argument("--workers", type=command.at_least(0), default=1, help="processes that load data")
     parser.add_argument("--decay-from", type=float, default=0.7)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--refiner-factor", type=float, default=1.0, help="on the rate of the mask refiner")
@@ -191,25 +210,37 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frozen-blocks", type=int, default=6, help="of the trunk, from the first on")
     parser.add_argument("--muon", action="store_true", help="matrices by Muon, the rest by AdamW")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--instances", type=int, default=3, help="of each picture and step")
+    parser.add_argument("--instances", type=command.at_least(1), default=3, help="of each picture and step")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--size", type=int, default=384, help="side of the training pictures, px")
-    parser.add_argument("--min-scale", type=float, default=0.75, help="of the large-scale jitter")
-    parser.add_argument("--max-scale", type=float, default=2.0, help="of the large-scale jitter")
-    parser.add_argument("--paste-share", type=float, default=0.0, help="of samples with an object pasted in")
-    parser.add_argument("--cutouts", nargs="*", default=[], type=Path, help="sets whose objects are pasted, too")
-    parser.add_argument("--crop-share", type=float, default=0.5, help="of texts: a crop's embedding, not a name")
-    parser.add_argument("--named-clicks", type=float, default=0.3, help="of first prompts: a click with a text")
+    parser.add_argument("--size", type=command.at_least(16), default=384, help="side of the training pictures, px")
+    parser.add_argument("--min-scale", type=command.above_zero, default=0.75, help="of the large-scale jitter")
+    parser.add_argument("--max-scale", type=command.above_zero, default=2.0, help="of the large-scale jitter")
+    parser.add_argument("--paste-share", type=command.share, default=0.0, help="of samples with an object pasted in")
+    parser.add_argument(
+        "--cutouts", nargs="*", default=[], type=command.folder, help="sets whose objects are pasted, too"
+    )
+    parser.add_argument(
+        "--crop-share", type=command.share, default=0.5, help="of texts: a crop's embedding, not a name"
+    )
+    parser.add_argument("--named-clicks", type=command.share, default=0.3, help="of first prompts: a click with a text")
     parser.add_argument("--text-weight", type=float, default=1.0, help="of the loss of text alone")
-    parser.add_argument("--centred-clicks", type=float, default=0.0, help="of clicks: deepest in the mask")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--centred-clicks", type=command.share, default=0.0, help="of clicks: deepest in the mask")
+    parser.add_argument("--seed", type=command.at_least(0), default=0)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args(arguments)
     if not (args.trunk or args.init):
         parser.error("give --trunk, the weights to begin with, or --init, a former model to go on from")
+    patch = TextSamConfig.tiny().patch_size
+    if args.size % patch:
+        parser.error(f"--size has to be a multiple of {patch} px, got {args.size}: the model reads in patches")
+    if args.min_scale > args.max_scale:
+        parser.error(f"--min-scale {args.min_scale} is above --max-scale {args.max_scale}")
+    if args.unlabelled and not args.teacher:
+        parser.error("--unlabelled is for the teacher alone: give --teacher, too")
+    refuse_a_new_start(args.out, args.resume)
     step, data, options = build(args)
     train(step, data, options, args.out, args.resume)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))
