@@ -7,6 +7,7 @@ gives them.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,8 @@ from textsam.native.kernels import Kernels
 _CHUNK_ELEMENTS = 8 * 1024 * 1024
 # Prompts from which on projecting their image once, for the first reading, costs less than folding into each prompt.
 _WORTH_SHARING = 4
+# Of each thread, by name.
+_rooms = threading.local()
 
 
 def decode_natively(
@@ -47,7 +50,6 @@ def decode_natively(
 ) -> tuple[Tensor, Tensor]:
     """As `decoder_inference.decode_in_chunks`."""
     count, grid = len(tokens), (embeddings.shape[-2], embeddings.shape[-1])
-    pe = image_pe[0].flatten(1).float().contiguous()
     upscale = packed(upscaling, PackedStages, tokens, widened=False) or PackedStages(kernels, upscaling)
     rows = torch.arange(count) if image_index is None else image_index
     one_image = len(embeddings) == 1
@@ -58,16 +60,20 @@ def decode_natively(
     few = shared is None and count < _WORTH_SHARING and tokens.shape[2] % 16 == 0
     whole = packed(transformer, PackedTransformer, tokens, widened=False) if few else None
     step = max(_CHUNK_ELEMENTS // max(embeddings[0].numel(), 1), 1)
-    buffer = pe.new_empty(min(step, count), *pe.shape)
+    pe = image_pe[0].flatten(1)
+    pe = pe.contiguous() if pe.dtype == torch.float32 else _room("pe", pe).copy_(pe)
+    buffer = pe.new_empty(0 if whole else min(step, count), *pe.shape)
     out, logits = torch.empty_like(tokens), tokens.new_empty(count, 0, 0, 0)
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
         images = embeddings if one_image else embeddings[rows[part]]
-        keys = (images + (dense if len(dense) == 1 else dense[part])).float().flatten(2).contiguous()
+        given = dense if len(dense) == 1 else dense[part]
         if whole is None:
+            keys = (images + given).float().flatten(2).contiguous()
             room = buffer[: part.stop - part.start]
             out[part], keys = _run_transformer(kernels, transformer, keys, pe, tokens[part], shared, room)
         else:
+            keys = torch.add(images, given, out=_room("keys", images, given)).flatten(2)
             out[part], keys = whole(tokens[part].float(), keys, pe)
         weights = mask_weights(out[part]).float().contiguous()
         drawn = upscale(keys, grid, weights)
@@ -75,6 +81,17 @@ def decode_natively(
             logits = tokens.new_empty(count, *drawn.shape[1:])
         logits[part] = drawn
     return out, logits
+
+
+def _room(name: str, *like: Tensor) -> Tensor:
+    """float32 of the shape that the tensors have together, in memory that stays for the thread's next call: fresh
+    memory costs a single prompt more than what is done with it."""
+    shape = torch.broadcast_shapes(*(each.shape for each in like))
+    size, kept = shape.numel(), vars(_rooms)
+    if name not in kept or len(kept[name]) < size:
+        with torch.inference_mode(False):  # or it could not be written to outside of that mode
+            kept[name] = torch.empty(size)
+    return kept[name][:size].view(shape)
 
 
 class PackedTransformer:

@@ -15,6 +15,7 @@ constexpr int64_t kLanes = 16, kTile = 12;
 constexpr int64_t kLanes = 8, kTile = 6;
 #endif
 constexpr int64_t kPanel = 2 * kLanes;
+constexpr int64_t kWorthSharing = 1 << 18;  // weights of a product
 typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
 inline Vector& vector(float* x) { return *reinterpret_cast<Vector*>(x); }
@@ -109,6 +110,20 @@ template <End end>
 void product(int64_t m, const float* a, int64_t lda, const Weights& w, float* to, int64_t ldt, int64_t columns,
              const float* other = nullptr) {
   product<end>(m, &a, 1, lda, w, to, ldt, columns, other);
+}
+
+// The same, its columns shared out among threads where the weights are too many for one to read at the memory's speed.
+template <End end>
+void shared_product(int64_t threads, int64_t m, const float* a, int64_t lda, const Weights& w, float* to, int64_t ldt,
+                    int64_t columns, const float* other = nullptr) {
+  const int64_t panels = (w.n + kPanel - 1) / kPanel, helpers = w.k * w.n < kWorthSharing ? 1 : threads;
+#pragma omp parallel for num_threads(helpers)
+  for (int64_t t = 0; t < helpers; ++t) {
+    const int64_t first = panels * t / helpers * kPanel, last = std::min(panels * (t + 1) / helpers * kPanel, w.n);
+    if (first < last)
+      product<end>(m, a, lda, {w.panels + first * w.k, w.bias + first, w.k, last - first}, to + first, ldt,
+                   columns - first, other ? other + first : nullptr);
+  }
 }
 
 // Each of m rows of `width` channels to mean 0 and variance 1, scaled and shifted.

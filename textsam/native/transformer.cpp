@@ -89,10 +89,11 @@ void add(const Sizes& s, const float* a, const float* b, float* to) {
 // The tokens of one prompt and room for what is made of them.
 struct Prompt {
   const Sizes& s;
-  const float* tokens;  // as they came: their own position
+  const int64_t threads;  // for this prompt
+  const float* tokens;    // as they came: their own position
   float *queries, *located, *a, *b, *c, *wide;
-  Prompt(const Sizes& sizes, const float* own, float* now, float* room)
-      : s(sizes), tokens(own), queries(now), located(room), a(located + s.t * s.c),
+  Prompt(const Sizes& sizes, int64_t own_threads, const float* own, float* now, float* room)
+      : s(sizes), threads(own_threads), tokens(own), queries(now), located(room), a(located + s.t * s.c),
         b(a + s.t * std::max(s.c, s.inner())), c(b + s.t * std::max(s.c, s.inner())),
         wide(c + s.t * std::max(s.c, s.inner())) {}
   static int64_t room(const Sizes& s) { return s.t * (s.c + 3 * std::max(s.c, s.inner()) + s.wide + s.t); }
@@ -102,7 +103,7 @@ struct Prompt {
     if (replace)
       product<End::kPlain>(s.t, x, out.k, out, queries, s.c, s.c);
     else
-      product<End::kAdd>(s.t, x, out.k, out, queries, s.c, s.c, queries);
+      shared_product<End::kAdd>(threads, s.t, x, out.k, out, queries, s.c, s.c, queries);
     norm(queries, s);
   }
 
@@ -155,7 +156,7 @@ struct Prompt {
   }
 
   void think(const Block& block) {
-    apply(s, queries, block.widen, wide);
+    shared_product<End::kPlain>(threads, s.t, queries, s.c, block.widen, wide, s.wide, s.wide);
     for (int64_t i = 0; i < s.t * s.wide; ++i) wide[i] = std::max(wide[i], 0.0f);
     take(wide, block.narrow, block.norm3);
   }
@@ -207,12 +208,14 @@ extern "C" void textsam_transform(int64_t n, int64_t t, int64_t c, int64_t heads
   float *asked = room + n * own, *mixed = asked + n * rows * c, *offered = mixed + n * rows * c,
         *values = offered + n * rows * c, *offset = values + n * rows * c;
   std::memcpy(out, tokens, sizeof(float) * n * t * c);
+  const auto of = [&](int64_t i, int64_t own_threads, auto work) {
+    Prompt prompt(s, own_threads, tokens + i * t * c, out + i * t * c, room + i * own);
+    work(prompt, i * rows * c, i * rows);
+  };
   const auto for_each = [&](auto work) {
+    if (n == 1) return of(0, threads, work);  // not in a region of its own, in which others would begin anew
 #pragma omp parallel for num_threads(std::min(threads, n))
-    for (int64_t i = 0; i < n; ++i) {
-      Prompt prompt(s, tokens + i * t * c, out + i * t * c, room + i * own);
-      work(prompt, i * rows * c, i * rows);
-    }
+    for (int64_t i = 0; i < n; ++i) of(i, 1, work);
   };
   const Block* former = nullptr;  // whose tokens the positions take from
   const auto exchange = [&] {
