@@ -5,7 +5,7 @@ The slices and what overlaps are supervision's, as are the masks that take no me
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from textsam.files.images import read_image
 
 if TYPE_CHECKING:
     import supervision as sv
+
+    from textsam.predictor import TextSam
 
 OVERLAP = 0.25  # of a slice with the next, of its side: what is no larger is whole in one of them
 SAME = 0.5  # share of the smaller of two masks that lies in the other, from which on they show the same
@@ -78,6 +80,12 @@ def find_in_slices(
     class_ids, order = np.asarray(found.class_id), np.argsort(-np.asarray(found.confidence), kind="stable")
     best_first = [order[class_ids[order] == number][:max_instances] for number in np.unique(class_ids)]
     return found[np.concatenate(best_first)]  # type: ignore[return-value]
+
+
+def refuse_levels(sam: TextSam, texts: Sequence[str]) -> None:
+    """Raises ValueError where texts name levels of written text, before the first picture rather than once for each."""
+    if sam.text_reader is not None and sam.text_reader.levels_asked(texts):
+        raise ValueError("Expected no slices with written text, which is read in tiles already: leave them out.")
 
 
 def _at_edges(xyxy: np.ndarray, size_hw: tuple[int, ...], side: int) -> np.ndarray:

@@ -34,7 +34,6 @@ from textsam.commands.options import (
 )
 from textsam.commands.run import (
     check_question,
-    check_slices,
     check_words,
     console,
     errors,
@@ -154,8 +153,7 @@ def segment(
         sam.use_cache(cache)
     check_words(names, sam)
     check_words(options["negative_text"] or [], sam, "--negative-text")
-    check_question(sam, options)
-    check_slices(slice, sam, names)
+    check_question(sam, options, in_slices=slice is not None)
     settings = {"command": "segment", "model": [model, clip, adapter, str(sam.network.dtype), quantize], **options}
     settings["weights"] = weights_identity(model, adapter)
     settings["mask_input"] = file_stamp(mask)

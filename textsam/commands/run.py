@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import supervision as sv
 
@@ -63,22 +63,19 @@ def check_words(names: list[str], sam: TextSam, option: str = "--text") -> None:
             raise typer.BadParameter(str(error), param_hint=option) from error
 
 
-def check_question(sam: TextSam, options: dict[str, Any]) -> None:
+def check_question(sam: TextSam, options: dict[str, Any], in_slices: bool = False) -> None:
     """Finds options that do not go together before the first picture, rather than once for each."""
     from textsam.prompting.questions import ask
+    from textsam.slicing import refuse_levels
 
     try:
         question = ask(**options)
         if sam.text_reader is not None:
             sam.text_reader.levels_asked(question.texts, question.negative_texts)
+        if in_slices:
+            refuse_levels(sam, question.texts or [])
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="segment") from error
-
-
-def check_slices(side: int | None, sam: TextSam, names: Sequence[str]) -> None:
-    """Slices go with words alone, and written text is read in tiles as it is."""
-    if side is not None and sam.text_reader is not None and sam.text_reader.levels_asked(names):
-        raise typer.BadParameter("written text is read in tiles already: leave it out.", param_hint="--slice")
 
 
 def file_stamp(path: Path | None) -> list[Any] | None:

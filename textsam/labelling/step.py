@@ -60,6 +60,7 @@ class Labeller:
 
     def __init__(self, settings: LabelSettings) -> None:
         from textsam.checkpoints.loading import load
+        from textsam.slicing import refuse_levels
 
         self.settings = settings
         self.queries = QueryList.parse(settings.classes)
@@ -73,9 +74,9 @@ class Labeller:
         if settings.cache is not None:
             self.sam.use_cache(Path(settings.cache))
         if self.sam.text_reader is not None:  # what cannot be read is told now, and not once for each picture
-            levels = self.sam.text_reader.levels_asked(self.queries.texts, self.queries.negative_texts)
-            if levels and settings.slice is not None:
-                raise ValueError("Expected no slice with written text, which is read in tiles already: leave it out.")
+            self.sam.text_reader.levels_asked(self.queries.texts, self.queries.negative_texts)
+        if settings.slice is not None:
+            refuse_levels(self.sam, self.queries.texts)
         if self.sam.text_encoder is not None:
             self.sam.text_encoder.encode([*self.queries.texts, *self.queries.negative_texts])
         self.reader = PictureReader()
